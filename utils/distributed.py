@@ -1,0 +1,74 @@
+"""Ranks: the same calls work in one process and under `torchrun`.
+
+Before `torch.distributed` is initialised, `rank` and `world_size` follow torchrun's environment variables, so that
+stages which only share out files need no process group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+def is_initialised() -> bool:
+    """Whether a process group exists, so that ranks can talk to each other."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 .. world_size() - 1."""
+    return dist.get_rank() if is_initialised() else int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes that work together."""
+    return dist.get_world_size() if is_initialised() else int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process logs and writes shared files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here; nothing to do without a process group."""
+    if is_initialised() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def shard(sequence: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part of a sequence: items rank, rank + world_size, rank + 2 * world_size, ..."""
+    return sequence[rank() :: world_size()]
+
+
+def all_gather_objects(obj: Any) -> list[Any]:
+    """One object of every rank, in rank order, on every rank; `[obj]` without a process group."""
+    if not is_initialised() or dist.get_world_size() == 1:
+        return [obj]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, obj)
+    return gathered
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over the ranks, as a new tensor on the same device.
+
+    Args:
+        tensor: same shape and dtype on every rank; any device. It is moved to the GPU for NCCL where needed.
+    """
+    total = tensor.detach().clone()
+    if not is_initialised() or dist.get_world_size() == 1:
+        return total
+    if dist.get_backend() == "nccl" and total.device.type != "cuda":
+        on_gpu = total.to(torch.device("cuda", torch.cuda.current_device()))
+        dist.all_reduce(on_gpu)
+        return on_gpu.to(tensor.device)
+    dist.all_reduce(total)
+    return total
