@@ -1,0 +1,183 @@
+"""Writing what a segmenter sees in users' own pictures: label maps, overlays, COCO results and a table.
+
+The segmenter comes in as a function from picture to `Segmentation`, so every system shares this file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from utils.drawing import outline, overlay
+from utils.errors import DataError, UnreadableImageError
+from utils.files import atomic_write, write_json
+from utils.images import list_pictures, read_picture
+from utils.log import get_logger, progress
+
+logger = get_logger(__name__)
+OVERLAY_LONG_EDGE = 2048  # overlays are for looking at; label maps keep the picture's own size
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one picture.
+
+    Attributes:
+        labels: category of every pixel, (H, W), row numbers of the category names, 0 is background.
+        instances: COCO result records without `image_id` (`category_id`, `segmentation`, `bbox` xywh, `score`).
+    """
+
+    labels: np.ndarray
+    instances: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class PictureResult:
+    """One line of the table: a picture, what it shows, or why it was refused."""
+
+    path: Path
+    size: tuple[int, int] = (0, 0)  # (height, width)
+    shares: dict[str, float] = field(default_factory=dict)  # category -> share of the picture's pixels
+    num_instances: int = 0
+    refusal: str | None = None
+
+
+def segment_pictures(
+    paths: Sequence[str | Path],
+    segment: Callable[[np.ndarray], Segmentation],
+    *,
+    category_names: Sequence[str],
+    palette: np.ndarray,
+    output_dir: Path,
+) -> list[PictureResult]:
+    """Segment every picture below `paths` and write the results.
+
+    For a picture `a/b.jpg` found below a folder argument: `labels/a/b.png` (palette PNG, or 16-bit grey beyond 256
+    categories), `overlays/a/b.jpg`; and for all of them `instances.json` (COCO results: records under `annotations`
+    with `images` and `categories` beside them, `image_id` counts from 1 in reading order) and `pictures.csv`.
+
+    Args:
+        paths: picture files, folders (searched at any depth) or globs.
+        segment: uint8 RGB picture (H, W, 3) -> its segmentation.
+        category_names: background first; label i is `category_names[i]`.
+        palette: uint8 colours, (number of categories, 3).
+        output_dir: made if missing.
+
+    Returns:
+        One result per picture, refused ones included.
+
+    Raises:
+        DataError: if no picture is found, or none of them can be read.
+    """
+    pictures = list_pictures([str(path) for path in paths])
+    names = output_names(pictures)
+    results, images, annotations = [], [], []
+    for number, path in enumerate(progress(pictures, description="segment", unit="picture"), start=1):
+        try:
+            picture = read_picture(path)
+        except UnreadableImageError as error:
+            logger.warning("refused: %s", error)
+            results.append(PictureResult(path, refusal=str(error)))
+            continue
+        found = segment(picture)
+        write_labels(output_dir / "labels" / f"{names[path]}.png", found.labels, palette)
+        _write_overlay(output_dir / "overlays" / f"{names[path]}.jpg", picture, found, palette)
+        images.append({"id": number, "file_name": str(path), "height": picture.shape[0], "width": picture.shape[1]})
+        annotations += [{"id": len(annotations) + i, "image_id": number, **r} for i, r in enumerate(found.instances, 1)]
+        results.append(_summarise(path, found, category_names))
+    refused = [result for result in results if result.refusal]
+    if len(refused) == len(results):
+        raise DataError(f"none of the {len(results)} pictures can be read; the first: {refused[0].refusal}")
+    categories = [{"id": i, "name": name} for i, name in enumerate(category_names) if i]
+    write_json(output_dir / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
+    _write_table(output_dir / "pictures.csv", results)
+    if refused:
+        logger.warning("%d of %d pictures were refused, see %s", len(refused), len(results), output_dir)
+    return results
+
+
+def output_names(pictures: Sequence[Path]) -> dict[Path, str]:
+    """A distinct output name without extension for every picture: its path below the folder that holds them all.
+
+    Two pictures that differ by extension alone keep it in the name (`a.jpg` and `a.png` give `a_jpg` and `a_png`).
+    """
+    parents = [path.resolve().parent for path in pictures]
+    root = parents[0]
+    while any(root != parent and root not in parent.parents for parent in parents):
+        root = root.parent
+    stems = {path: path.resolve().relative_to(root).with_suffix("").as_posix() for path in pictures}
+    taken: dict[str, int] = {}
+    for stem in stems.values():
+        taken[stem] = taken.get(stem, 0) + 1
+    return {path: stem if taken[stem] == 1 else f"{stem}_{path.suffix[1:]}" for path, stem in stems.items()}
+
+
+def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+    """Write a label map (H, W) as a PNG: palette colours up to 256 categories, 16-bit grey beyond."""
+    if len(palette) <= 256:
+        image = Image.fromarray(labels.astype(np.uint8), mode="P")
+        image.putpalette(np.asarray(palette, np.uint8).ravel().tolist())
+    else:
+        image = Image.fromarray(labels.astype(np.uint16))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        image.save(file, format="PNG")
+
+
+def _write_overlay(path: Path, picture: np.ndarray, found: Segmentation, palette: np.ndarray) -> None:
+    """Write the picture with its categories coloured and its instances outlined, longest side limited."""
+    from pycocotools import mask as coco_mask
+
+    scale = min(1.0, OVERLAY_LONG_EDGE / max(picture.shape[:2]))
+    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
+    small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    labels = np.asarray(Image.fromarray(found.labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+    drawn = overlay(small, labels, palette)
+    for record in found.instances:
+        mask = coco_mask.decode({**record["segmentation"], "counts": record["segmentation"]["counts"].encode("ascii")})
+        mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) > 0
+        drawn = outline(drawn, mask, tuple(int(c) for c in palette[record["category_id"]]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        Image.fromarray(drawn).save(file, format="JPEG", quality=90)
+
+
+def _summarise(path: Path, found: Segmentation, category_names: Sequence[str]) -> PictureResult:
+    """The table's line of one segmented picture."""
+    counts = np.bincount(found.labels.ravel(), minlength=len(category_names))
+    shares = {category_names[i]: float(counts[i]) / found.labels.size for i in np.flatnonzero(counts) if i}
+    shares = dict(sorted(shares.items(), key=lambda item: -item[1]))
+    return PictureResult(path, found.labels.shape, shares, len(found.instances))
+
+
+def _write_table(path: Path, results: Sequence[PictureResult]) -> None:
+    """Write `pictures.csv`: one line per picture."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["picture", "height", "width", "instances", "categories", "refused"])
+    for result in results:
+        categories = "; ".join(f"{name} {share:.1%}" for name, share in result.shares.items())
+        writer.writerow([result.path, *result.size, result.num_instances, categories, result.refusal or ""])
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8"))
+
+
+def format_table(results: Sequence[PictureResult]) -> str:
+    """The table as text for the terminal: one line per picture, its categories by share of the picture."""
+    width = max(len(result.path.name) for result in results)
+    lines = []
+    for result in results:
+        shown = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items() if share >= 0.005)
+        text = f"refused ({result.refusal})" if result.refusal else f"{shown or 'nothing found'}"
+        lines.append(
+            f"  {result.path.name:<{width}}  {text}"
+            + ("" if result.refusal else f"  [{result.num_instances} instances]")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,78 @@
+"""Colours and pictures of masks: palettes, label colouring, overlays, outlines, panels. uint8 RGB in and out."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+GOLDEN_RATIO = 0.618033988749895  # successive multiples are spread evenly over the hue circle
+
+
+def palette(num_colours: int) -> np.ndarray:
+    """Distinct colours for category ids, black for background (row 0): uint8, (num_colours, 3)."""
+    colours = [(0, 0, 0)]
+    for index in range(1, num_colours):
+        hue = (index * GOLDEN_RATIO) % 1.0
+        saturation, value = (0.85, 0.95) if index % 2 else (0.6, 0.75)
+        colours.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value)))
+    return np.array(colours[:num_colours], np.uint8).reshape(-1, 3)
+
+
+def colourise(
+    labels: np.ndarray, colours: np.ndarray, *, default: tuple[int, int, int] = (255, 255, 255)
+) -> np.ndarray:
+    """Paint a label map.
+
+    Args:
+        labels: whole numbers of any type, (H, W).
+        colours: uint8 colour of each label, (C, 3).
+        default: colour of labels outside the palette (an ignore index, say).
+
+    Returns:
+        uint8 RGB, (H, W, 3).
+    """
+    table = np.concatenate([np.asarray(colours, np.uint8).reshape(-1, 3), np.array([default], np.uint8)])
+    known = (labels >= 0) & (labels < len(table) - 1)
+    return table[np.where(known, labels, len(table) - 1)]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, colours: np.ndarray, *, opacity: float = 0.5) -> np.ndarray:
+    """Tint a picture (H, W, 3) by its label map (H, W); label 0 (background) stays untouched."""
+    painted = colourise(labels, colours)
+    mixed = np.round((1 - opacity) * image + opacity * painted).astype(np.uint8)
+    return np.where((labels != 0)[..., None], mixed, image)
+
+
+def outline(image: np.ndarray, mask: np.ndarray, colour: Sequence[int], *, thickness: int = 2) -> np.ndarray:
+    """Draw the inner border of a bool mask (H, W) on a copy of a picture (H, W, 3)."""
+    inside = mask.astype(bool)
+    core = inside
+    for _ in range(thickness):
+        padded = np.pad(core, 1)
+        core = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    drawn = image.copy()
+    drawn[inside & ~core] = colour
+    return drawn
+
+
+def panel(images: Sequence[np.ndarray], *, height: int | None = None, gap: int = 4) -> np.ndarray:
+    """Put pictures side by side on white.
+
+    Args:
+        images: uint8 RGB pictures, (H, W, 3) each; at least one.
+        height: common height in pixels; the tallest picture's if not given.
+        gap: white columns between neighbours.
+    """
+    height = height or max(image.shape[0] for image in images)
+    columns = []
+    for image in images:
+        width = max(1, round(image.shape[1] * height / image.shape[0]))
+        same = image.shape[:2] == (height, width)
+        resized = (
+            image if same else np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        )
+        columns += [resized, np.full((height, gap, 3), 255, np.uint8)]
+    return np.concatenate(columns[:-1], axis=1)
