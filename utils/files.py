@@ -26,12 +26,14 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(path: str | Path, mode: str = "wb", *, sync: bool = True) -> Iterator[IO[Any]]:
     """Open a file that appears under its final name only when it is complete.
 
     Args:
         path: final path; missing parent folders are made.
         mode: "wb" for bytes or "w" for UTF-8 text.
+        sync: wait until the disk has the bytes, so that even a power cut leaves a whole file; turn it off for many
+            small files that can be made again.
 
     Yields:
         The open temporary file, which lies beside the final path.
@@ -51,14 +53,15 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             try:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             finally:
                 with contextlib.suppress(OSError, ValueError):
                     written = os.fstat(file.fileno()).st_size
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename not in (None, str(temporary), str(path), str(path.parent)):
-            raise  # a problem of the caller's own files inside the block
+        if error.errno is None or error.filename not in (None, str(temporary), str(path), str(path.parent)):
+            raise  # a problem of the caller's own files inside the block, not of this one
         raise _cannot_write(path, written, error) from error
     finally:
         with contextlib.suppress(OSError):
@@ -156,7 +159,7 @@ class RunLock:
         path = self.folder / self.name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+            file = open(path, "a+", encoding="utf-8")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}). Choose another run folder.") from error
         try:
