@@ -1,0 +1,60 @@
+"""Learning-rate factors of SelfMask's training: the schedule the paper means, and the one its release runs."""
+
+from __future__ import annotations
+
+
+def released_poly_factor(
+    step: int,
+    *,
+    iters_per_epoch: int,
+    num_epochs: int,
+    warmup_iters: int = 0,
+    extra_query: bool = True,
+    power: float = 0.9,
+) -> float:
+    """Factor of the learning rate that the optimiser sees after ``step`` steps of the released schedule.
+
+    The schedule's counter starts again after every epoch, and each query moves it: building the schedule is the first
+    query, every step one more, and the progress bar asks once more after each step. So the counter takes the values
+    0, 1, 3, 5, ..., n - 1, 1, 3, ...: the rate saw-tooths within the first 1/``num_epochs`` of the curve and never
+    comes near 0.
+
+    Args:
+        step: number of optimiser steps taken, >= 0.
+        iters_per_epoch: optimiser steps of an epoch, n >= 1.
+        num_epochs: epochs of the whole training, >= 1.
+        warmup_iters: the factor is t / ``warmup_iters`` while the counter t is smaller.
+        extra_query: whether the progress bar's query counts, as in the release.
+        power: of the decay (1 - t / (n · epochs)) ** power.
+
+    Returns:
+        The factor, in [0, 1].
+
+    Raises:
+        ValueError: if a count is out of its range.
+
+    Source: SelfMask, released training code; see `poly_factor` for the schedule that the paper describes.
+    """
+    if step < 0 or iters_per_epoch < 1 or num_epochs < 1:
+        raise ValueError(f"expected step >= 0, iterations and epochs >= 1, got {step}, {iters_per_epoch}, {num_epochs}")
+    query = step if not extra_query else max(0, 2 * step - 1)
+    counter = 0 if query == 0 else (query - 1) % iters_per_epoch + 1
+    return _factor(counter, iters_per_epoch * num_epochs, warmup_iters, power)
+
+
+def poly_factor(step: int, *, num_steps: int, warmup_iters: int = 0, power: float = 0.9) -> float:
+    """Factor after ``step`` of ``num_steps`` steps of the plain schedule: (1 - step / num_steps) ** power, then 0.
+
+    Raises:
+        ValueError: if ``step`` < 0 or ``num_steps`` < 1.
+    """
+    if step < 0 or num_steps < 1:
+        raise ValueError(f"expected step >= 0 and num_steps >= 1, received {step} and {num_steps}")
+    return _factor(min(step, num_steps), num_steps, warmup_iters, power)
+
+
+def _factor(counter: int, total: int, warmup_iters: int, power: float) -> float:
+    """Linear warm-up, then polynomial decay."""
+    if counter < warmup_iters:
+        return counter / warmup_iters
+    return max(0.0, 1 - counter / total) ** power
