@@ -29,11 +29,11 @@ class PhotometricSettings:
     greyscale_probability: float = 0.2
     blur_probability: float = 0.5
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    blur_kernel_fraction: float = 0.1  # of the side of the training image
+    blur_kernel: int | None = None  # pixels, odd; None: a tenth of the side of the training image
 
-    def blur_kernel(self, image_size: int) -> int:
-        """Odd width in pixels of the blur kernel for a square picture of `image_size` pixels (384 -> 39)."""
-        return int(self.blur_kernel_fraction * image_size // 2 * 2 + 1)
+    def kernel_width(self, image_size: int) -> int:
+        """Width in pixels, odd, of the blur kernel for a square picture of `image_size` pixels (384 -> 39)."""
+        return self.blur_kernel if self.blur_kernel is not None else int(0.1 * image_size // 2 * 2 + 1)
 
 
 @dataclass(frozen=True)
