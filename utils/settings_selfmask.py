@@ -1,0 +1,109 @@
+"""Settings of SelfMask: spectral voting, then training of the saliency network."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from utils.setting_blocks import LoaderSettings, RunSettings, SolverSettings
+from utils.setting_types import (
+    AnyPath,
+    Block,
+    CountInt,
+    NonNegativeFloat,
+    PathOrName,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    ScaleRange,
+    Switchable,
+    Task,
+    check_order,
+    listing,
+    needs_dir,
+    needs_file,
+    one_of,
+)
+
+SALIENCY_BENCHMARKS = ("duts-te", "dut-omron", "ecssd")
+
+
+class FeatureSettings(Block):
+    """One network whose features are clustered for voting, with its weights."""
+
+    network: str  # dino_vits16, mocov2_resnet50, swav_resnet50, or timm:<name> / open_clip:<name>
+    weights: PathOrName | None = None  # null: the network's own download
+
+
+class EncoderSettings(Block):
+    """SelfMask's vision transformer."""
+
+    width: PositiveInt = 384
+    depth: PositiveInt = 12
+    num_heads: PositiveInt = 6
+    patch_size: PositiveInt = 8
+    table_size: PositiveInt = 224  # image size of the position table
+    weights: AnyPath | None = None  # DINO weights to start from; null: random
+
+
+class SelfMaskSettings(RunSettings):
+    """SelfMask: a salient-object network trained on masks voted for by spectral clusters."""
+
+    system: Literal["selfmask"]
+    image_dir: AnyPath | None = Field(default=None, alias="dir_dataset")  # pictures to learn from
+    pseudo_mask_path: AnyPath | None = None  # JSON of voted masks; null: made in the run folder
+    features: list[FeatureSettings] = Field(default_factory=list)
+    cluster_counts: list[Annotated[int, Field(ge=2)]] = Field(default_factory=lambda: [2, 3, 4])
+    cluster_image_side: PositiveInt | None = None  # shorter side before features are taken; null: original size
+    voting_workers: CountInt = 2
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
+    num_queries: PositiveInt = 20
+    num_decoder_layers: PositiveInt = 6
+    train_image_size: PositiveInt = 224
+    scale_range: ScaleRange = (0.1, 1.0)
+    ranking_sign: Literal["released", "corrected"] = "released"
+    learning_rate: PositiveFloat = 6e-6
+    weight_decay: NonNegativeFloat = 0.01
+    power: NonNegativeFloat = 0.9
+    schedule: Literal["poly", "released"] = "poly"
+    num_iterations: PositiveInt = Field(default=15_840, alias="n_iters")  # 12 epochs of DUTS-TR at batch 8
+    dataset_name: str | None = None
+    benchmark_dir: AnyPath | None = Field(default=None, alias="dir_val_dataset")
+    train_loader: LoaderSettings = Field(
+        default_factory=lambda: LoaderSettings(batch_size=8, num_workers=4, shuffle=True, drop_last=True),
+        alias="train_dataloader_kwargs",
+    )
+    val_loader: LoaderSettings = Field(default_factory=LoaderSettings, alias="val_dataloader_kwargs")
+    solver: Annotated[SolverSettings | None, Switchable] = Field(default_factory=SolverSettings)
+    selfmask_shorter_side: PositiveInt = 512
+
+    @field_validator("dataset_name")
+    @classmethod
+    def _known_benchmark(cls, name: str | None) -> str | None:
+        return name if name is None else one_of(name, SALIENCY_BENCHMARKS)
+
+    @field_validator("scale_range")
+    @classmethod
+    def _ordered(cls, scale_range: tuple[float, float]) -> tuple[float, float]:
+        return check_order(scale_range)
+
+    def check(self, task: Task | None) -> list[Problem]:
+        """See `RunSettings.check`."""
+        problems: list[Problem] = []
+        if self.encoder.width % self.encoder.num_heads:
+            text = f"{self.encoder.width} cannot be shared out over num_heads={self.encoder.num_heads}"
+            problems.append(Problem(("encoder.width", "encoder.num_heads"), text))
+        if task == "train":
+            problems += needs_dir("dir_dataset", self.image_dir, "the pictures to learn from")
+            problems += needs_file("encoder.weights", self.encoder.weights)
+            if not self.features and (self.pseudo_mask_path is None or not self.pseudo_mask_path.is_file()):
+                text = "expected at least one network to cluster with (or pseudo_mask_path, an existing file)"
+                problems.append(Problem(("features", "pseudo_mask_path"), text))
+        if task == "evaluate":
+            if self.dataset_name is None:
+                text = f"expected a benchmark to evaluate on: {listing(SALIENCY_BENCHMARKS)}"
+                problems.append(Problem(("dataset_name",), text))
+            else:
+                problems += needs_dir("dir_val_dataset", self.benchmark_dir, f"the benchmark {self.dataset_name}")
+        return problems
