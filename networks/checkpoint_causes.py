@@ -26,7 +26,7 @@ def likely_cause(found: State, expected: State) -> str | None:
         found: names and tensors of the file.
         expected: names and tensors of the network.
     """
-    kind_found, kind_expected = _kind(found), _kind(expected)
+    kind_found, kind_expected = recognise(found), recognise(expected)
     if kind_found != kind_expected and kind_found and kind_expected:
         return f"these look like {kind_found} weights; the config asks for {kind_expected}"
     for describe in (_clip_architecture, _num_queries, _decoder_layers, _depth, _categories):
@@ -39,8 +39,8 @@ def likely_cause(found: State, expected: State) -> str | None:
     return None
 
 
-def _kind(state: State) -> str | None:
-    """The system a state dict belongs to, by names that only it has."""
+def recognise(state: State) -> str | None:
+    """The system a state dict belongs to ("ZUTIS", "SelfMask", "CLIP", ...), by names that only it has, or None."""
     if "encoder.patch_embed.proj.weight" in state and "query_embed" in state:
         return "SelfMask"
     if "query_embed" in state and any(name.startswith("ffn1.") for name in state):
@@ -77,7 +77,7 @@ def _num_queries(state: State) -> str | None:
     queries = state.get("query_embed")
     if queries is None or queries.ndim != 2:
         return None
-    name = f" (selfmask_nq{queries.shape[0]})" if _kind(state) == "SelfMask" else ""
+    name = f" (selfmask_nq{queries.shape[0]})" if recognise(state) == "SelfMask" else ""
     return f"{queries.shape[0]}-query{name}"
 
 

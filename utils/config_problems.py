@@ -29,6 +29,12 @@ _EXPECTED = {
     "path_type": "a path",
     "is_instance_of": "a path",
 }
+_BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("more than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
 _LONG = 80
 
 
@@ -61,9 +67,7 @@ def _real_path(location: tuple[int | str, ...], tree: Tree) -> KeyPath:
     path: list[int | str] = []
     value: Any = tree.values
     for part in location:
-        if (isinstance(value, dict) and part in value) or (
-            isinstance(value, list) and isinstance(part, int) and part < len(value)
-        ):
+        if _has(value, part):
             value = value[part]
         elif isinstance(value, (dict, list)) and part == location[-1]:
             return (*path, part)
@@ -71,6 +75,12 @@ def _real_path(location: tuple[int | str, ...], tree: Tree) -> KeyPath:
             break
         path.append(part)
     return tuple(path) or tuple(location)
+
+
+def _has(value: Any, part: int | str) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
 
 
 def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
@@ -93,6 +103,9 @@ def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
         return f"{received}, expected {_EXPECTED[kind]}{hint}"
     if kind == "string_pattern_mismatch":
         return f"{received}, expected {_pattern_words(context['pattern'])}"
+    if kind in _BOUNDS:
+        words, name = _BOUNDS[kind]
+        return f"{received}, expected {words} {context[name]}"
     message = str(item["msg"]).replace("Input should be ", "").replace("Tuple should", "should")
     return f"{received}, expected {message}"
 

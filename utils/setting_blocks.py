@@ -20,6 +20,15 @@ class LoaderSettings(Block):
     drop_last: bool = False
 
 
+class TrainLoaderSettings(LoaderSettings):
+    """The same for training: shuffled, and only full batches."""
+
+    batch_size: PositiveInt = 8
+    num_workers: CountInt = 8
+    shuffle: bool = True
+    drop_last: bool = True
+
+
 class SolverSettings(Block):
     """Bilateral solver: how far (pixels) and across how much colour difference (0..255) a mask is smoothed."""
 
@@ -54,9 +63,12 @@ class RunSettings(Block):
     num_iterations: PositiveInt = Field(default=20_000, alias="n_iters")
     eval_interval: PositiveInt = Field(default=1000, alias="iter_eval")
     log_interval: PositiveInt = Field(default=250, alias="iter_log")
-    checkpoint_interval: PositiveInt = Field(default=1000, alias="iter_checkpoint")
+    checkpoint_interval: PositiveInt | None = Field(default=None, alias="iter_checkpoint")  # null: as iter_eval
+    max_gradient_norm: PositiveFloat | None = None  # clip the norm of all gradients together; null: no clipping
     max_images: PositiveInt | None = None  # evaluate only the first ones; null: all
-    paths: dict[str, str | None] = Field(default_factory=dict)  # free names for ${paths.<name>}, see configs/paths.yaml
+    paths: dict[str, AnyPath | None] = Field(
+        default_factory=dict
+    )  # free names for ${paths.<name>}, see configs/paths.yaml
 
     def check(self, task: Task | None) -> list[Problem]:
         """Combinations that cannot work and files that are missing for a task ("train", "evaluate", or None)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings
+from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings, TrainLoaderSettings
 from utils.settings_selfmask import SelfMaskSettings
 from utils.settings_zutis import ZutisSettings
 
@@ -19,6 +19,7 @@ __all__ = [
     "RunSettings",
     "SelfMaskSettings",
     "SolverSettings",
+    "TrainLoaderSettings",
     "ZutisSettings",
     "yaml_values",
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from utils.setting_blocks import LoaderSettings, RunSettings, SolverSettings
+from utils.setting_blocks import LoaderSettings, RunSettings, SolverSettings, TrainLoaderSettings
 from utils.setting_types import (
     AnyPath,
     Block,
@@ -70,10 +70,7 @@ class SelfMaskSettings(RunSettings):
     num_iterations: PositiveInt = Field(default=15_840, alias="n_iters")  # 12 epochs of DUTS-TR at batch 8
     dataset_name: str | None = None
     benchmark_dir: AnyPath | None = Field(default=None, alias="dir_val_dataset")
-    train_loader: LoaderSettings = Field(
-        default_factory=lambda: LoaderSettings(batch_size=8, num_workers=4, shuffle=True, drop_last=True),
-        alias="train_dataloader_kwargs",
-    )
+    train_loader: TrainLoaderSettings = Field(default_factory=TrainLoaderSettings, alias="train_dataloader_kwargs")
     val_loader: LoaderSettings = Field(default_factory=LoaderSettings, alias="val_dataloader_kwargs")
     solver: Annotated[SolverSettings | None, Switchable] = Field(default_factory=SolverSettings)
     selfmask_shorter_side: PositiveInt = 512

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings
+from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings, TrainLoaderSettings
 from utils.setting_types import (
     AnyPath,
     Block,
@@ -98,10 +98,7 @@ class ZutisSettings(RunSettings):
     random_duplicate: bool = False  # half of the samples show one category only
     weight_ce_loss: NonNegativeFloat = 1.0
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)
-    train_loader: LoaderSettings = Field(
-        default_factory=lambda: LoaderSettings(batch_size=8, num_workers=8, shuffle=True, drop_last=True),
-        alias="train_dataloader_kwargs",
-    )
+    train_loader: TrainLoaderSettings = Field(default_factory=TrainLoaderSettings, alias="train_dataloader_kwargs")
     val_loader: LoaderSettings = Field(default_factory=LoaderSettings, alias="val_dataloader_kwargs")
 
     @field_validator("clip_arch")

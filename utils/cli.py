@@ -1,0 +1,69 @@
+"""What the two commands share: logging, exit statuses, and words that may be `key=value`.
+
+Exit status 2: the user can mend it (message without traceback); 130: stopped with Ctrl-C; 1: a bug of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from utils.config import PRECEDENCE
+from utils.errors import UserError
+from utils.log import get_logger, setup_logging
+
+logger = get_logger(__name__)
+_OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser with our help layout, precedence rules at its end, and `key=value` words anywhere."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(
+            description=description, epilog=PRECEDENCE, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        self.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win over the config file")
+        self.add_argument("--verbose", action="store_true", help="also show internals")
+
+
+def run_command(command: Callable[[], None], *, verbose: bool = False) -> int:
+    """Run a command with logging set up and turn its end into an exit status.
+
+    Args:
+        command: the work; a `UserError` from it is shown without a traceback.
+        verbose: log internals too.
+
+    Returns:
+        0 when it succeeded, 2 for a problem of the user, 130 when stopped with Ctrl-C.
+    """
+    setup_logging(logging.DEBUG if verbose else logging.INFO)
+    try:
+        command()
+    except UserError as error:
+        logger.debug("where it happened:", exc_info=True)
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    return 0
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part words into (paths, overrides): `key=value` is an override unless a file of that name exists."""
+    is_override = [bool(_OVERRIDE.match(word)) and not Path(word).exists() for word in words]
+    paths = [word for word, override in zip(words, is_override, strict=True) if not override]
+    return paths, [word for word, override in zip(words, is_override, strict=True) if override]
+
+
+def existing(path: str, what: str) -> Path:
+    """A path that exists; raises `UserError` with what it should be otherwise."""
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{path}: does not exist; expected {what}.")
+    return found
