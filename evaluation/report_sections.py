@@ -1,0 +1,167 @@
+"""The parts of a run's report that every system shares: archive, pseudo-masks, curves, predictions, scores.
+
+Each function turns plain data into one `Section` of `evaluation/report.py`. Where the truth of the index pictures is
+known (the built-in world), precision and IoU are reported beside the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol as Interface
+
+import numpy as np
+
+from evaluation.protocol import Protocol
+from evaluation.report import Figure, Section, Table, contact_sheet, draw_curves
+from utils.drawing import colourise, outline, panel
+from utils.images import read_rgb
+
+GREEN, RED, GREY = (40, 160, 80), (210, 60, 50), (150, 150, 150)
+Archive = Mapping[str, Sequence[Path]]
+
+
+class IndexTruth(Interface):
+    """What is really in the pictures of an index dataset; known for made pictures only."""
+
+    def categories(self, path: Path) -> set[str]:
+        """Names of the categories in a picture."""
+
+    def mask(self, path: Path, category: str) -> np.ndarray:
+        """All pixels of a category in a picture, bool, (H, W)."""
+
+
+@dataclass(frozen=True)
+class MaskScores:
+    """How well pseudo-masks cover the category that their picture was retrieved for."""
+
+    mean_iou: float
+    category_iou: dict[str, float]
+    num_masks: int
+
+
+def retrieval_precision(archive: Archive, truth: IndexTruth) -> dict[str, float]:
+    """Share of each category's pictures that show the category."""
+    return {name: float(np.mean([name in truth.categories(path) for path in paths])) for name, paths in archive.items()}
+
+
+def pseudo_mask_iou(archive: Archive, read_mask: Callable[[Path], np.ndarray], truth: IndexTruth) -> MaskScores:
+    """IoU of every correctly retrieved picture's mask with all pixels of its category.
+
+    Args:
+        archive: category -> pictures.
+        read_mask: picture -> its pseudo-mask, (H, W).
+        truth: of the index pictures; pictures without the category (wrongly retrieved) are not scored here.
+    """
+    values: dict[str, list[float]] = {}
+    for name, paths in archive.items():
+        values[name] = []
+        for path in paths:
+            if name in truth.categories(path):
+                found, wanted = read_mask(path) > 0, truth.mask(path, name)
+                values[name].append(float((found & wanted).sum() / max((found | wanted).sum(), 1)))
+    flat = [value for rows in values.values() for value in rows]
+    means = {name: float(np.mean(rows)) if rows else float("nan") for name, rows in values.items()}
+    return MaskScores(float(np.mean(flat)) if flat else float("nan"), means, len(flat))
+
+
+def archive_section(
+    archive: Archive,
+    read_mask: Callable[[Path], np.ndarray],
+    *,
+    truth: IndexTruth | None = None,
+    num_shown: int = 8,
+    max_categories: int = 40,
+) -> Section:
+    """Retrieved pictures with the outline of their pseudo-masks, one row of pictures per category.
+
+    With a truth, borders are green (the category is in the picture) or red, and a table lists precision and IoU.
+    """
+    counts = sorted(len(paths) for paths in archive.values())
+    paragraphs = [
+        f"{len(archive)} categories with {counts[0]} to {counts[-1]} retrieved pictures each, "
+        f"{len({path for paths in archive.values() for path in paths})} different ones; the best {num_shown} of each "
+        "are shown with the outline of their pseudo-mask."
+    ]
+    tables = []
+    if truth is not None:
+        precision, masks = retrieval_precision(archive, truth), pseudo_mask_iou(archive, read_mask, truth)
+        rows = [[name, f"{precision[name]:.3f}", f"{masks.category_iou[name]:.3f}"] for name in archive]
+        rows.append(["all", f"{np.mean(list(precision.values())):.3f}", f"{masks.mean_iou:.3f}"])
+        tables.append(Table(["category", "precision", "pseudo-mask IoU"], rows, strong_rows=[len(rows) - 1]))
+        paragraphs.append(
+            "Green border: the picture shows the category. IoU is measured between the pseudo-mask and all pixels of "
+            "the category, on the pictures that show it."
+        )
+    figures = []
+    for index, (name, paths) in enumerate(list(archive.items())[:max_categories]):
+        images = [outline(read_rgb(path), read_mask(path) > 0, (255, 0, 200)) for path in paths[:num_shown]]
+        borders = None
+        if truth is not None:
+            borders = [GREEN if name in truth.categories(path) else RED for path in paths[:num_shown]]
+        sheet = contact_sheet(images, columns=num_shown, borders=borders)
+        figures.append(Figure(f"archive_{index:03d}", sheet, name))
+    if len(archive) > max_categories:
+        paragraphs.append(f"Pictures of the first {max_categories} of {len(archive)} categories are shown.")
+    return Section("Retrieved pictures and pseudo-masks", paragraphs, tables, figures)
+
+
+def curves_section(records: Iterable[Mapping[str, float]]) -> Section:
+    """Losses and scores of `metrics.jsonl` over iterations."""
+    records = [dict(record) for record in records]
+    names = {name for record in records for name in record}
+    losses = sorted(name for name in names if name == "loss" or name.endswith("_loss"))
+    figures = [Figure("losses", draw_curves(records, losses, title="training losses"), "losses")]
+    scores = [name for name in ("mean_iou", "pixel_accuracy", "AP", "AP_50") if name in names]
+    if scores:
+        figures.append(Figure("scores", draw_curves(records, scores, title="validation scores"), "scores"))
+    return Section("Training", (), (), figures)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One evaluated picture: uint8 RGB (H, W, 3), truth (or None) and prediction as label maps (H, W)."""
+
+    image: np.ndarray
+    truth: np.ndarray | None
+    predicted: np.ndarray
+
+
+def predictions_section(predictions: Sequence[Prediction], palette: np.ndarray) -> Section:
+    """Pictures, their truth and what the segmenter says, side by side."""
+    figures = []
+    for index, prediction in enumerate(predictions):
+        parts = [prediction.image]
+        if prediction.truth is not None:
+            parts.append(colourise(prediction.truth, palette, default=GREY))
+        parts.append(colourise(prediction.predicted, palette))
+        caption = "picture · truth · prediction" if prediction.truth is not None else "picture · prediction"
+        figures.append(Figure(f"prediction_{index:03d}", panel(parts, height=192), caption))
+    return Section("Predictions", (), (), figures)
+
+
+def scores_section(
+    rows: Mapping[str, Mapping[str, float]], protocol: Protocol, class_iou: Mapping[str, Mapping[str, float]]
+) -> Section:
+    """Scores of one or more methods, IoU per category, and the protocol.
+
+    Args:
+        rows: method -> score name -> fraction.
+        protocol: how all of them were measured.
+        class_iou: method -> category -> IoU (NaN where absent).
+    """
+    names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
+    body = [[method, *(_per_cent(scores.get(name)) for name in names)] for method, scores in rows.items()]
+    categories = list(dict.fromkeys(name for values in class_iou.values() for name in values))
+    per_class = [[name, *(_per_cent(values.get(name)) for values in class_iou.values())] for name in categories]
+    tables = [
+        Table(["method, scores in %", *names], body, strong_rows=[0]),
+        Table(["IoU per category, %", *class_iou], per_class),
+        Table(["protocol", ""], [[name, text] for name, text in protocol.rows()]),
+    ]
+    return Section("Scores", (), tables, ())
+
+
+def _per_cent(value: float | None) -> str:
+    return "-" if value is None or value != value or value == -1 else f"{100 * value:.1f}"
