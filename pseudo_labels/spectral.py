@@ -6,7 +6,6 @@ so rows, degrees and products with vectors are computed from the features. `cand
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +13,10 @@ import numpy as np
 import scipy.linalg
 import torch
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from pseudo_labels.kmeans import cluster_rows
 
 # Below this many locations the dense solver is faster than Lanczos iterations (and it is needed for very small grids).
 _DENSE_LIMIT = 400
@@ -49,7 +48,7 @@ class Affinity:
         return self.spread == 0
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of W, (stop - start, n), float32 in [0, 1]; all ones if the affinity is constant."""
+        """Rows ``start`` to ``stop`` of W, (stop - start, n), float32 in [0, 1]; all ones if constant."""
         if self.is_constant:
             return torch.ones(self.features[start:stop].shape[0], len(self.features), device=self.features.device)
         return (self.features[start:stop] @ self.features.T - self.minimum) / self.spread
@@ -171,33 +170,28 @@ def spectral_labels(features: Tensor, num_clusters: Sequence[int], *, seed: int 
 
     Source: SelfMask, section 3.1: k-means (10 starts, 300 iterations) on the unscaled rows of the eigenvectors.
     """
-    if features.ndim != 3:
-        raise ValueError(f"expected features of shape (C, h, w), received {tuple(features.shape)}")
     if min(num_clusters) < 1:
         raise ValueError(f"expected numbers of clusters >= 1, received {list(num_clusters)}")
-    channels, height, width = features.shape
-    affinity = cosine_affinity(features.reshape(channels, height * width).T)  # (C, h, w) -> (h·w, C)
+    vectors = spectral_embedding(features, max(num_clusters))
+    return [cluster_rows(vectors[:, :k], k, seed=seed).reshape(features.shape[1:]) for k in num_clusters]
+
+
+def spectral_embedding(features: Tensor, num: int) -> np.ndarray:
+    """The coordinates that k-means clusters: the lowest eigenvectors of a feature map's normalised Laplacian.
+
+    Args:
+        features: one feature map, (C, h, w), floating point, on any device.
+        num: eigenvectors wanted; the first k of them serve k clusters.
+
+    Returns:
+        (h·w, min(num, h·w)), float64, rows in raster order; zeros for constant features.
+
+    Raises:
+        ValueError: if ``features`` is not (C, h, w) or not finite.
+    """
+    if features.ndim != 3:
+        raise ValueError(f"expected features of shape (C, h, w), received {tuple(features.shape)}")
+    affinity = cosine_affinity(features.flatten(1).T)  # (C, h, w) -> (h·w, C)
     if affinity.is_constant:
-        return [np.zeros((height, width), np.int64) for _ in num_clusters]
-    _, vectors = smallest_eigenpairs(affinity, max(num_clusters))
-    return [cluster_rows(vectors[:, :k], k, seed=seed).reshape(height, width) for k in num_clusters]
-
-
-def cluster_rows(rows: np.ndarray, num_clusters: int, *, seed: int = 0) -> np.ndarray:
-    """k-means labels of points, numbered by first appearance: (n, d) floating point -> (n,) int64."""
-    if num_clusters >= 2 and len(rows) > 1:
-        kmeans = KMeans(min(num_clusters, len(rows)), n_init=10, max_iter=300, random_state=seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different points than clusters: documented
-            labels = kmeans.fit_predict(rows)
-    else:
-        labels = np.zeros(len(rows), np.int64)
-    return number_by_appearance(labels)
-
-
-def number_by_appearance(labels: np.ndarray) -> np.ndarray:
-    """The same partition with labels 0, 1, ... in the order in which they first occur: any shape, int64."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(len(first))
-    return rank[inverse].reshape(np.shape(labels))
+        return np.zeros((len(affinity.features), min(num, len(affinity.features))))
+    return smallest_eigenpairs(affinity, num)[1]

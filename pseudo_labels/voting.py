@@ -1,12 +1,13 @@
-"""Choose one mask out of many candidates: drop those that span the picture, then let all others vote by overlap."""
+"""Choose one mask out of many candidates: drop those that span the picture, then let all others vote by overlap.
+
+Free of PyTorch, so that worker processes start fast. The candidates come from `election.py`.
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 # Whole numbers up to here are exact in float32, so counts of pixels may be summed by a float32 matrix product.
 _EXACT_FLOAT32 = 1 << 24
@@ -19,9 +20,7 @@ class Vote(NamedTuple):
     winner: int
 
 
-def kept_candidates(
-    masks: np.ndarray | Tensor, *, remove_long_masks: bool = True, remove_by_area: bool = False
-) -> np.ndarray:
+def kept_candidates(masks: np.ndarray, *, remove_long_masks: bool = True, remove_by_area: bool = False) -> np.ndarray:
     """Row numbers of the candidates that could be an object.
 
     Args:
@@ -39,27 +38,24 @@ def kept_candidates(
     """
     masks = _as_bool(masks)
     _, height, width = masks.shape
-    rows, columns = masks.any(dim=2), masks.any(dim=1)  # (n, H), (n, W)
-    keep = rows.any(dim=1)
+    rows, columns = masks.any(axis=2), masks.any(axis=1)  # (n, H), (n, W)
+    keep = rows.any(axis=1)
     if remove_long_masks:
         keep &= ~(rows[:, 0] & rows[:, -1]) & ~(columns[:, 0] & columns[:, -1])
     if remove_by_area:
-        boxes = _extent(rows) * _extent(columns)
-        areas = masks.flatten(1).sum(dim=1)
+        boxes, areas = _extent(rows) * _extent(columns), masks.sum(axis=(1, 2))
         keep &= (areas >= 0.05 * height * width) & (boxes <= 0.95 * height * width)
-    kept = torch.nonzero(keep).flatten()
-    return (kept if len(kept) else torch.arange(len(masks))).cpu().numpy().astype(np.int64)
+    kept = np.flatnonzero(keep)
+    return kept if len(kept) else np.arange(len(masks))
 
 
-def _extent(occupied: Tensor) -> Tensor:
+def _extent(occupied: np.ndarray) -> np.ndarray:
     """Last minus first occupied index of every row of (n, length): (n,) int64; 0 for a row without any."""
-    length = occupied.shape[1]
-    first = occupied.int().argmax(dim=1)
-    last = length - 1 - occupied.flip(1).int().argmax(dim=1)
-    return torch.where(occupied.any(dim=1), last - first, 0)
+    last = occupied.shape[1] - 1 - occupied[:, ::-1].argmax(axis=1)
+    return np.where(occupied.any(axis=1), last - occupied.argmax(axis=1), 0)
 
 
-def pairwise_iou(masks: np.ndarray | Tensor) -> np.ndarray:
+def pairwise_iou(masks: np.ndarray) -> np.ndarray:
     """Intersection over union of all pairs of masks by one matrix product.
 
     Args:
@@ -68,16 +64,15 @@ def pairwise_iou(masks: np.ndarray | Tensor) -> np.ndarray:
     Returns:
         (n, n), float64 in [0, 1): intersection / (union + 1e-7), so that two empty masks have 0.
     """
-    masks = _as_bool(masks)
-    flat = masks.flatten(1)
-    flat = flat.to(torch.float32 if flat.shape[1] < _EXACT_FLOAT32 else torch.float64)
-    intersection = (flat @ flat.T).double()
+    flat = _as_bool(masks).reshape(len(masks), -1)
+    flat = flat.astype(np.float32 if flat.shape[1] < _EXACT_FLOAT32 else np.float64)
+    intersection = (flat @ flat.T).astype(np.float64)
     areas = intersection.diagonal()
     union = areas[:, None] + areas[None] - intersection
-    return (intersection / (union + 1e-7)).cpu().numpy()
+    return intersection / (union + 1e-7)
 
 
-def vote(masks: np.ndarray | Tensor, *, remove_long_masks: bool = True, remove_by_area: bool = False) -> Vote:
+def vote(masks: np.ndarray, *, remove_long_masks: bool = True, remove_by_area: bool = False) -> Vote:
     """Find the candidate that agrees best with all others.
 
     Args:
@@ -95,13 +90,11 @@ def vote(masks: np.ndarray | Tensor, *, remove_long_masks: bool = True, remove_b
     """
     masks = _as_bool(masks)
     kept = kept_candidates(masks, remove_long_masks=remove_long_masks, remove_by_area=remove_by_area)
-    sums = pairwise_iou(masks[torch.from_numpy(kept).to(masks.device)]).sum(axis=1)
-    return Vote(kept, int(kept[sums.argmax()]))
+    return Vote(kept, int(kept[pairwise_iou(masks[kept]).sum(axis=1).argmax()]))
 
 
-def _as_bool(masks: np.ndarray | Tensor) -> Tensor:
-    """The masks as a bool tensor; ValueError unless they are (n, H, W) with pixels and n >= 1."""
-    masks = torch.as_tensor(masks)
-    if masks.ndim != 3 or not masks.numel():
-        raise ValueError(f"expected candidate masks of shape (n, H, W) with n, H, W > 0, received {tuple(masks.shape)}")
-    return masks.bool()
+def _as_bool(masks: np.ndarray) -> np.ndarray:
+    """The masks as bool; ValueError unless they are (n, H, W) with pixels and n >= 1."""
+    if masks.ndim != 3 or not masks.size:
+        raise ValueError(f"expected candidate masks of shape (n, H, W) with n, H, W > 0, received {masks.shape}")
+    return masks != 0

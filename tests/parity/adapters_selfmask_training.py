@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from datasets.geometric import GeometricDraws
 from evaluation.saliency import saliency_metrics
+from networks.selfmask import selfmask_from_state_dict
 from pseudo_labels.spectral import cosine_affinity, smallest_eigenpairs, spectral_labels
 from pseudo_labels.voting import vote
 from tests.parity.compare import Case
 from tests.parity.registry import adapter
-from training.selfmask_data import GeometryDraws, augment_geometry
+from training.selfmask_data import augment_geometry
 from training.selfmask_losses import selfmask_criterion
-from training.selfmask_schedule import released_poly_factor
+from training.selfmask_schedule import build_optimizer, released_poly_factor
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,6 +40,31 @@ def train_loss(case: Case, weights: Arrays) -> Arrays:
         "out_best_query_last_layer": losses.best_queries.numpy(),
         "out_grad_mask_pred": mask_probs.grad.numpy(),
         "out_grad_objectness": objectness.grad.numpy(),
+    }
+
+
+@adapter("selfmask_train_step")
+def train_step(case: Case, weights: Arrays) -> Arrays:
+    network = selfmask_from_state_dict({name: torch.from_numpy(value) for name, value in weights.items()}).train()
+    optimizer = build_optimizer(network, lr=case.settings["lr"], weight_decay=case.settings["weight_decay"])
+    images, masks = (torch.from_numpy(case.inputs[name]) for name in ("in_x", "in_gt"))
+    losses, outputs, grad_norms = [], [], []
+    for _ in range(case.settings["steps"]):
+        output = network(images)
+        loss = selfmask_criterion(output.mask_pred, output.objectness[..., 0], masks[:, 0]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        parameters = dict(network.named_parameters())
+        grad_norms.append([float(parameters[name].grad.norm()) for name in case.settings["parameter_names"]])
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        outputs.append(output)
+    return {
+        "out_losses": np.array(losses),
+        "out_grad_norms": np.array(grad_norms[0]),
+        "out_mask_pred_first": outputs[0].mask_pred[:, 0].detach().numpy(),
+        "out_mask_pred_last": outputs[0].mask_pred[:, -1].detach().numpy(),
+        "out_objectness": outputs[0].objectness.detach().numpy(),
     }
 
 
@@ -87,10 +114,11 @@ def spectral(case: Case, weights: Arrays) -> Arrays:
 @adapter("selfmask_geometric")
 def geometric(case: Case, weights: Arrays) -> Arrays:
     draws = case.settings["draws"]
+    vertical, horizontal = draws["padding"]
+    decisions = GeometricDraws(
+        draws["scale"], vertical == "top", horizontal == "left", draws["top"], draws["left"], draws["flip"]
+    )
     image, mask = augment_geometry(
-        case.inputs["in_image"],
-        case.inputs["in_mask"][0],
-        GeometryDraws(draws["scale"], draws["top"], draws["left"], draws["flip"]),
-        crop=case.settings["crop"],
+        case.inputs["in_image"], case.inputs["in_mask"][0], decisions, crop_size=case.settings["crop"]
     )
     return {"out_image": image, "out_mask": mask[None]}
