@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from datasets.batch import collate_samples
+from datasets.batch import collate_samples, unnormalise_image
+from datasets.build import build_benchmark
+from datasets.coco20k import build_coco20k_subset, parse_coco20k_list
 from datasets.geometric import GeometricDraws, crop_image, crop_mask, pad_crop, plan_crop
+from datasets.imagenet_s import network_size
 from datasets.index_dataset import IndexDataset
+from datasets.metadata import benchmark_table
 from datasets.photometric import Jitter, PhotometricDraws, PhotometricSettings, apply_photometric
 from datasets.synthesis import find_objects, plan_pastes
 from pseudo_labels.store import read_mask, write_mask
 from tests.parity.compare import Case
 from tests.parity.registry import adapter
+from utils.drawing import colourise
+from utils.naming import experiment_name
 
 
 def read_geometric(draws: dict) -> GeometricDraws:
@@ -111,3 +118,75 @@ def write_pictures(folder: Path, images: list[np.ndarray]) -> list[Path]:
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
     return paths
+
+
+@adapter("zutis_label_coca")
+def label_coca(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Labels of CoCA masks, read from the dataset's folders."""
+    masks = case.numbered("in_mask")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, mask in zip(case.settings["masks"], masks, strict=True):
+            write_png(Path(folder, "binary", name), mask)
+            write_png(Path(folder, "image", name).with_suffix(".jpg"), np.zeros((*mask.shape, 3), np.uint8))
+        return {f"out_labels{i}": item.label for i, item in enumerate(build_benchmark("coca", folder))}
+
+
+@adapter("zutis_label_imagenet_s")
+def label_imagenet_s(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Labels of ImageNet-S label PNGs, read from the dataset's folders, and network sizes."""
+    number = case.settings["n_categories"]
+    with tempfile.TemporaryDirectory() as folder:
+        for i, colours in enumerate(case.numbered("in_png")):
+            base = Path(folder, f"ImageNetS{number}")
+            write_png(base / f"validation-segmentation/n0/{i:04d}.png", colours)
+            write_png(base / f"validation/n0/{i:04d}.JPEG", np.zeros_like(colours))
+        benchmark = build_benchmark("imagenet-s", folder, "val", number)
+        labels = {f"out_labels{i}": item.label for i, item in enumerate(benchmark)}
+    limit = case.settings["long_edge_limit"]
+    sizes = [network_size((height, width), limit) for height, width in case.settings["sizes"]]
+    return {**labels, "out_network_sizes": np.array(sizes)}
+
+
+@adapter("zutis_coco20k_subset")
+def coco20k_subset(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The subset document of an annotation document and a file list."""
+    annotations = json.loads(str(case.inputs["in_annotations"]))
+    subset = build_coco20k_subset(annotations, parse_coco20k_list(str(case.inputs["in_list"])))
+    return {"out_subset": np.array(json.dumps(subset))}
+
+
+@adapter("zutis_visualise")
+def visualise(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Label colours and a picture turned back to bytes."""
+    table = benchmark_table(case.settings["dataset"], case.settings["n_categories"])
+    return {
+        "out_colour": colourise(case.inputs["in_label"], table.label_colours),
+        "out_image": unnormalise_image(case.inputs["in_image"]),
+    }
+
+
+@adapter("zutis_experiment_names")
+def experiment_names(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Folder names of experiments."""
+    names = [
+        experiment_name(
+            clip_arch=row["clip_arch"],
+            index_dirs=row["dir_train_dataset"],
+            num_images=row["n_images"],
+            scale_range=tuple(row["scale_range"]),
+            random_duplicate=row["random_duplicate"],
+            stop_gradient=row["stop_gradient"],
+            frozen_bn=row["frozen_bn"],
+            suffix=row["suffix"],
+            seed=row["seed"],
+            debug=row["debug"],
+        )
+        for row in case.settings["rows"]
+    ]
+    return {"out_names": np.array(names)}
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write an array as PNG, whatever the file's name ends in; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, format="PNG")

@@ -1,0 +1,140 @@
+"""COCO2017 and datasets in its layout: all pictures of a split, semantic label PNGs, instance annotations.
+
+Layout below the dataset folder: `<split>2017/`, `annotations/instances_<split>2017.json`,
+`annotations/semantic_segmentation_masks/<image stem>.png`. `datasets/coco_masks.py` makes the PNGs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.base import Benchmark, check_labels, read_label_png, require_dir, require_files
+from datasets.metadata import BACKGROUND, CategoryTable, bit_palette, category_table
+from utils.errors import DataError
+from utils.files import read_json
+
+LAYOUT = "val2017/*.jpg, annotations/instances_val2017.json, annotations/semantic_segmentation_masks/*.png"
+LABEL_DIR = Path("annotations", "semantic_segmentation_masks")
+CUSTOM_IGNORE_INDEX = 255
+
+
+class CocoBenchmark(Benchmark):
+    """COCO2017, or a dataset in its layout with categories of its own.
+
+    Args:
+        root: dataset folder.
+        split: "val" or "train" ("val2017" means the same).
+        categories: background and the names to score, in label order; COCO's own 80 if None. With names given, their
+            ids are looked up in the annotation file.
+        with_labels: read semantic label PNGs; without them only instance scores are possible.
+
+    Raises:
+        DataError: annotations, pictures or label PNGs are missing, or the annotations lack a category.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "val",
+        *,
+        categories: Sequence[str] | None = None,
+        with_labels: bool = True,
+    ) -> None:
+        root, year_split = Path(root), split_name(split)
+        require_dir(root, "the COCO dataset", LAYOUT)
+        annotations_path = root / "annotations" / f"instances_{year_split}.json"
+        annotations = read_annotations(annotations_path)
+        images = sorted(annotations["images"], key=lambda image: image["id"])
+        image_dir = require_dir(root / year_split, "the pictures", LAYOUT)
+        image_paths = [image_dir / image["file_name"] for image in images]
+        require_files(image_paths, "pictures", f"They are listed in {annotations_path}.")
+        label_paths = None
+        if with_labels:
+            label_paths = [root / LABEL_DIR / f"{path.stem}.png" for path in image_paths]
+            command = f"python -m datasets.coco_masks --dir_dataset {root} --split {year_split}"
+            require_files(label_paths, "semantic label PNGs", f"Make them with: {command}")
+        super().__init__(
+            name="coco2017",
+            split=year_split.removesuffix("2017"),
+            table=choose_table(annotations, annotations_path, categories),
+            image_paths=image_paths,
+            label_paths=label_paths,
+            image_ids=[image["id"] for image in images],
+            annotations_path=annotations_path,
+        )
+
+    def read_label(self, path: Path, image_path: Path) -> np.ndarray:
+        """Category ids stored in a one-channel PNG, int16, (H, W)."""
+        labels = read_label_png(path)
+        if labels.ndim != 2:
+            raise DataError(
+                f"{path}: expected a label PNG with one channel (category ids), got {labels.shape[2]} channels. "
+                "Make the label PNGs with python -m datasets.coco_masks."
+            )
+        hint = "Ids above may be raw COCO ids: label PNGs hold training ids, see python -m datasets.coco_masks."
+        check_labels(labels, path, self.num_classes, self.ignore_index, hint)
+        return labels.astype(np.int16)
+
+
+def split_name(split: str) -> str:
+    """The folder name of a split: "val" -> "val2017"; DataError for anything but val and train."""
+    name = split if split.endswith("2017") else f"{split}2017"
+    if name not in ("val2017", "train2017"):
+        raise DataError(f"COCO2017 has the splits 'val' and 'train' here, got {split!r}.")
+    return name
+
+
+def read_annotations(path: Path) -> dict[str, Any]:
+    """A COCO instance annotation document.
+
+    Raises:
+        DataError: missing file, no JSON, or one of images, annotations and categories is missing in it.
+    """
+    document = read_json(path, what="COCO annotation file")
+    required = ("images", "annotations", "categories")
+    missing = [key for key in required if not isinstance(document, Mapping) or not isinstance(document.get(key), list)]
+    if missing:
+        raise DataError(
+            f"{path}: not a COCO instance annotation file, it has no list {' and no list '.join(map(repr, missing))}."
+        )
+    return document
+
+
+def choose_table(annotations: Mapping[str, Any], path: Path, categories: Sequence[str] | None) -> CategoryTable:
+    """COCO's own category table, or one for other names with their ids in the annotation file.
+
+    Args:
+        annotations: COCO document.
+        path: its file, for messages.
+        categories: background and names in label order, or None.
+
+    Raises:
+        DataError: a name does not occur in the annotation file, or the first is not the background.
+    """
+    coco = category_table("coco2017")
+    if categories is None or tuple(categories) == coco.names:
+        return coco
+    if not categories or categories[0] != BACKGROUND:
+        raise DataError(f"the first category has to be {BACKGROUND!r} (label 0), got {list(categories[:1])}.")
+    raw_ids = {category["name"]: int(category["id"]) for category in annotations["categories"]}
+    missing = [name for name in categories[1:] if name not in raw_ids]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(categories) - 1} categories are not among its {len(raw_ids)}: "
+            f"{', '.join(map(repr, missing[:10]))}. It has {', '.join(map(repr, list(raw_ids)[:10]))}, ..."
+        )
+    palette = bit_palette(len(categories))
+    label_colours = bit_palette(CUSTOM_IGNORE_INDEX + 1)
+    label_colours[CUSTOM_IGNORE_INDEX] = 255
+    return CategoryTable(
+        name="custom",
+        names=tuple(categories),
+        palette=palette,
+        ignore_index=CUSTOM_IGNORE_INDEX,
+        label_colours=label_colours,
+        raw_category_ids=(0, *(raw_ids[name] for name in categories[1:])),
+    )
