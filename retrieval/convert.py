@@ -134,7 +134,9 @@ def _check_finite(path: Path, names: list[str], rows: NDArray[np.float32]) -> No
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         bad = names[int(np.argmin(finite))]
-        raise DataError(f"{path}: the embedding of {bad!r} is not finite (and {int((~finite).sum()) - 1} more near it).")
+        raise DataError(
+            f"{path}: the embedding of {bad!r} is not finite (and {int((~finite).sum()) - 1} more near it)."
+        )
 
 
 def write_embedding_pickle(index: EmbeddingIndex, path: str | Path, *, block_size: int = 4096) -> None:

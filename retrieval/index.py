@@ -35,9 +35,7 @@ class EmbeddingIndex(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def blocks(
-        self, block_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
+    def blocks(self, block_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """Rows start .. stop in order: (number of the first row, (at most block_size, dim) float16 or float32)."""
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
@@ -104,9 +102,7 @@ class ArrayIndex:
     def __len__(self) -> int:
         return len(self._embeddings)
 
-    def blocks(
-        self, block_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
+    def blocks(self, block_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """As in `EmbeddingIndex`."""
         stop = len(self) if stop is None else min(stop, len(self))
         for first in range(start, stop, block_size):
@@ -139,9 +135,7 @@ class EmbeddingFolder:
         DataError: if a part is missing, damaged or incomplete, if counts or widths differ; names the file.
     """
 
-    def __init__(
-        self, folder: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto"
-    ) -> None:
+    def __init__(self, folder: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto") -> None:
         self._folder = Path(folder)
         self.name = str(folder)
         manifest = read_manifest(self._folder)
@@ -159,9 +153,7 @@ class EmbeddingFolder:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def blocks(
-        self, block_size: int, start: int = 0, stop: int | None = None
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
+    def blocks(self, block_size: int, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, NDArray[Any]]]:
         """As in `EmbeddingIndex`; the blocks are views of the mapped files."""
         stop = len(self) if stop is None else min(stop, len(self))
         for number, (first, end) in enumerate(itertools.pairwise(self._starts)):
@@ -251,7 +243,9 @@ def _common_width(parts: Sequence[tuple[Path, Path]], headers: Sequence[tuple[in
     dim = headers[0][1]
     for (path, _), (_, width) in zip(parts, headers, strict=True):
         if width != dim:
-            raise DataError(f"{path}: embeddings of width {width}, but {parts[0][0].name} has {dim}. Is it another CLIP's?")
+            raise DataError(
+                f"{path}: embeddings of width {width}, but {parts[0][0].name} has {dim}. Is it another CLIP's?"
+            )
     return dim
 
 
@@ -291,9 +285,7 @@ def _read_paths(path: Path, rows: Sequence[int]) -> list[str]:
     return found
 
 
-def open_index(
-    path: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto"
-) -> EmbeddingFolder:
+def open_index(path: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto") -> EmbeddingFolder:
     """Open an index of any supported kind.
 
     Args:

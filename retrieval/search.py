@@ -113,7 +113,9 @@ def _blocks(
 
 
 def _not_finite(name: str, row: int) -> DataError:
-    return DataError(f"{name}: the embedding of row {row} or one soon after it is not finite. Embed these pictures again.")
+    return DataError(
+        f"{name}: the embedding of row {row} or one soon after it is not finite. Embed these pictures again."
+    )
 
 
 class _Candidates:

@@ -248,9 +248,7 @@ class _BytesReader:
         if bytes(data[:4]) == _ZIP_MAGIC:
             archive = _ZipArchive(data, self.source)
             pickle = archive.member("data.pkl")
-            storage = PickleMachine(
-                pickle, source=self.source, functions=_functions(None), persistent=_storage
-            ).run()
+            storage = PickleMachine(pickle, source=self.source, functions=_functions(None), persistent=_storage).run()
             return Storage(archive.member(f"data/{storage.key}"), storage.dtype, "")
         storage, raw = _older_torch_pickles(data, self.source)
         if type(storage) is not Storage:
