@@ -119,25 +119,34 @@ def curves_section(records: Iterable[Mapping[str, float]]) -> Section:
     return Section("Training", (), (), figures)
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """One evaluated picture: uint8 RGB (H, W, 3), truth (or None) and prediction as label maps (H, W)."""
+def prediction_panel(
+    image: np.ndarray, truth: np.ndarray | None, predicted: np.ndarray, colours: np.ndarray
+) -> np.ndarray:
+    """A picture, its truth (if known) and its prediction side by side.
 
-    image: np.ndarray
-    truth: np.ndarray | None
-    predicted: np.ndarray
+    Args:
+        image: uint8 RGB, (h, w, 3); may be smaller than the label maps.
+        truth: label map, (H, W); labels outside the colours are grey.
+        predicted: label map, (H, W).
+        colours: uint8 colour of each label, (C, 3).
+
+    Returns:
+        uint8 RGB, 192 pixels high.
+    """
+    parts = [
+        image,
+        *([] if truth is None else [colourise(truth, colours, default=GREY)]),
+        colourise(predicted, colours),
+    ]
+    return panel(parts, height=192)
 
 
-def predictions_section(predictions: Sequence[Prediction], palette: np.ndarray) -> Section:
-    """Pictures, their truth and what the segmenter says, side by side."""
-    figures = []
-    for index, prediction in enumerate(predictions):
-        parts = [prediction.image]
-        if prediction.truth is not None:
-            parts.append(colourise(prediction.truth, palette, default=GREY))
-        parts.append(colourise(prediction.predicted, palette))
-        caption = "picture · truth · prediction" if prediction.truth is not None else "picture · prediction"
-        figures.append(Figure(f"prediction_{index:03d}", panel(parts, height=192), caption))
+def predictions_section(panels: Sequence[np.ndarray]) -> Section:
+    """Panels of `prediction_panel`, two in a row of the page."""
+    figures = [
+        Figure(f"prediction_{index:03d}", image, "picture · truth (where known) · prediction")
+        for index, image in enumerate(panels)
+    ]
     return Section("Predictions", (), (), figures)
 
 

@@ -29,7 +29,7 @@ def likely_cause(found: State, expected: State) -> str | None:
     kind_found, kind_expected = recognise(found), recognise(expected)
     if kind_found != kind_expected and kind_found and kind_expected:
         return f"these look like {kind_found} weights; the config asks for {kind_expected}"
-    for describe in (_clip_architecture, _num_queries, _decoder_layers, _depth, _categories):
+    for describe in (clip_architecture, _num_queries, _decoder_layers, _depth, _categories):
         here, there = describe(found), describe(expected)
         if here and there and here != there:
             return f"these look like {here} weights; the config says {there}"
@@ -58,7 +58,7 @@ def _visual_prefix(state: State) -> str | None:
     return next((prefix for prefix in ("encoder.", "visual.", "") if f"{prefix}conv1.weight" in state), None)
 
 
-def _clip_architecture(state: State) -> str | None:
+def clip_architecture(state: State) -> str | None:
     """OpenAI's name of the vision tower in a CLIP or ZUTIS state dict."""
     prefix = _visual_prefix(state)
     if prefix is None:

@@ -50,6 +50,7 @@ def zutis_criterion(
     *,
     ignore_index: int,
     weight_ce: float = 1.0,
+    num_pixels: Tensor | None = None,
 ) -> CriterionOutput:
     """Compute the training loss.
 
@@ -61,6 +62,8 @@ def zutis_criterion(
         semantic: labels, (B, H, W), any integer type.
         ignore_index: label without cross-entropy; for the mask loss such pixels are background.
         weight_ce: weight of the cross-entropy.
+        num_pixels: one number: what the cross-entropy's sum is divided by, where this batch is a part of a larger one
+            (its mean number of non-ignored pixels per part); None: this batch's own number of non-ignored pixels.
 
     Returns:
         Losses and matches. A batch without any object has mask loss 0.
@@ -79,7 +82,7 @@ def zutis_criterion(
         matches = match_masks(mask_proposals.detach(), instance_masks)
         mask_loss = matched_mask_loss(mask_proposals.float(), instance_masks, matches)
         logits = patch_tokens.float() @ text.float().T  # (B, h, w, N)
-        ce_loss = resized_cross_entropy(logits, semantic, ignore_index)
+        ce_loss = resized_cross_entropy(logits, semantic, ignore_index, num_pixels)
         loss = mask_loss + weight_ce * ce_loss
     return CriterionOutput(loss, mask_loss.detach(), ce_loss.detach(), matches)
 
@@ -147,13 +150,16 @@ class _ResizedBce(torch.autograd.Function):
         return ctx.saved_tensors[0] * grad_output, None, None
 
 
-def resized_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+def resized_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int, num_pixels: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of logits resized bilinearly to the labels' size (align_corners false).
 
     Args:
         logits: (B, h, w, N), float32.
         labels: (B, H, W), any integer type, values below N or ``ignore_index``.
         ignore_index: label that is left out.
+        num_pixels: one number to divide the sum by; None: the number of pixels that are not left out.
 
     Returns:
         Scalar mean over all other pixels of the batch; 0 if there is none.
@@ -164,21 +170,21 @@ def resized_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> 
     labels = labels.long()
     valid = labels != ignore_index
     wrong = valid & ((labels < 0) | (labels >= logits.shape[-1]))
-    num_valid, num_wrong = torch.stack((valid.sum(), wrong.sum())).tolist()
-    if num_wrong:
+    if num_wrong := int(wrong.sum()):
         raise DataError(
             f"{num_wrong} pixels have labels outside 0 ... {logits.shape[-1] - 1} that are not the ignore index "
             f"({ignore_index}); check the categories and 'ignore_index' of the configuration against the labels"
         )
-    return _ResizedCrossEntropy.apply(logits, labels.where(valid, 0), valid, max(num_valid, 1))
+    divisor = (valid.sum() if num_pixels is None else num_pixels.reshape(())).clamp(min=1)
+    return _ResizedCrossEntropy.apply(logits, labels.where(valid, 0), valid, divisor)
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of resized logits, computed row block by row block together with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor, num_valid: int) -> Tensor:
-        """Logits (B, h, w, N), labels (B, H, W) in range, which count (B, H, W), how many -> scalar."""
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, valid: Tensor, num_pixels: Tensor) -> Tensor:
+        """Logits (B, h, w, N), labels (B, H, W) in range, which count (B, H, W), divisor () -> scalar."""
         (_, h, w, num_categories), (height, width) = logits.shape, labels.shape[1:]
         rows = bilinear_matrix(h, height).to(logits)
         columns = bilinear_matrix(w, width).to(logits)
@@ -203,8 +209,8 @@ class _ResizedCrossEntropy(torch.autograd.Function):
             if gradient is not None and wide_gradient is not None:
                 gradient[index] = columns.T @ wide_gradient.view(h, width, num_categories)
         if gradient is not None:
-            ctx.save_for_backward(gradient.div_(num_valid))
-        return (total / num_valid).to(logits.dtype)
+            ctx.save_for_backward(gradient.div_(num_pixels))
+        return (total / num_pixels).to(logits.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:

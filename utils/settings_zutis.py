@@ -34,6 +34,7 @@ CLIP_ARCHITECTURES = (
     *("ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px"),
     *("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "dilatedRN50"),
 )
+CUSTOM_CLIP = "custom"  # any other CLIP in OpenAI's names, from the file clip_weights
 BENCHMARKS = ("coca", "coco2017", "coco20k", "imagenet-s")
 NmsKind = Literal["hard", "linear", "gaussian"]
 
@@ -62,8 +63,9 @@ class ZutisSettings(RunSettings):
 
     system: Literal["zutis"]
     # network
-    clip_arch: str = "ViT-B/16"  # OpenAI name, or open_clip:<architecture>[/<pretrained tag or path>]
-    clip_weights: AnyPath | None = None  # a file in place of the download for clip_arch
+    clip_arch: str = "ViT-B/16"  # OpenAI name, open_clip:<architecture>/<pretrained tag or path>, or custom
+    clip_weights: AnyPath | None = None  # a file in place of the download for clip_arch; custom needs one
+    text_precision: Literal["fp32", "fp16"] = "fp32"  # of the text tower; published scores were measured with fp16
     encoder_type: Literal["clip"] = "clip"
     frozen_bn: bool = True  # ResNet encoders: keep batch-norm statistics and weights
     stop_gradient: bool = True  # mask loss does not reach the encoder
@@ -96,15 +98,19 @@ class ZutisSettings(RunSettings):
     train_image_size: PositiveInt = 384
     scale_range: ScaleRange = (0.1, 1.0)
     random_duplicate: bool = False  # half of the samples show one category only
+    label_rule: Literal["last", "drawn"] = "last"  # label of a picture retrieved for several categories
+    fast_decode: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 where the sample shrinks them anyway: other pixels
     weight_ce_loss: NonNegativeFloat = 1.0
     optimiser: OptimiserSettings = Field(default_factory=OptimiserSettings)
     train_loader: TrainLoaderSettings = Field(default_factory=TrainLoaderSettings, alias="train_dataloader_kwargs")
     val_loader: LoaderSettings = Field(default_factory=LoaderSettings, alias="val_dataloader_kwargs")
+    # users' pictures
+    picture_long_edge: PositiveInt | None = 1024  # larger ones are shrunk for the network; null: never
 
     @field_validator("clip_arch")
     @classmethod
     def _known_clip(cls, name: str) -> str:
-        return one_of(name, CLIP_ARCHITECTURES, prefix="open_clip:")
+        return one_of(name, (*CLIP_ARCHITECTURES, CUSTOM_CLIP), prefix="open_clip:")
 
     @field_validator("dataset_name")
     @classmethod
@@ -137,6 +143,9 @@ class ZutisSettings(RunSettings):
             problems += needs_dir("dir_val_dataset", self.benchmark_dir, f"the benchmark {self.dataset_name}")
         if task is not None:
             problems += needs_file("clip_weights", self.clip_weights)
+            if self.clip_arch == CUSTOM_CLIP and self.clip_weights is None:
+                text = "not set; expected the file with the weights of a custom CLIP"
+                problems.append(Problem(("clip_weights", "clip_arch"), text))
         return problems
 
     @property

@@ -1,0 +1,210 @@
+"""Stages that several recipes share, driven by settings: names, benchmark, image archive, pseudo-masks, run folder.
+
+A recipe calls them in the order of its paper; the work itself is done in the packages below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datasets.base import Benchmark
+from datasets.build import build_benchmark
+from datasets.metadata import BACKGROUND, benchmark_table
+from networks.checkpoints import read_state_dict
+from networks.clip import ClipModel, load_clip
+from networks.selfmask import SelfMask, selfmask_from_state_dict
+from pseudo_labels.bilateral_solver import SolverSettings
+from pseudo_labels.saliency import make_pseudo_masks
+from pseudo_labels.store import pseudo_mask_path, read_mask
+from retrieval.archive import read_archive, retrieve_archive
+from retrieval.prompts import load_templates
+from training.run_folder import RunFolder
+from utils.device import select_device
+from utils.download import fetch
+from utils.errors import ConfigError, DataError
+from utils.log import get_logger
+from utils.settings import ZutisSettings
+
+logger = get_logger(__name__)
+Archive = dict[str, list[Path]]
+
+
+def category_names(settings: ZutisSettings) -> list[str]:
+    """Names of the run's categories in label order, background first.
+
+    They are the benchmark's own unless `categories` lists others; background is put in front where it is left out.
+
+    Raises:
+        ConfigError: if the list names categories that a fixed benchmark does not have, or misses some.
+    """
+    table = None
+    if settings.dataset_name is not None:
+        table = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
+    if settings.categories is None:
+        return table or []
+    names = [name for name in settings.categories if name != BACKGROUND]
+    names = [BACKGROUND, *names]
+    # COCO's layout carries its names in the annotation file, so a folder in that layout may have its own categories.
+    if table is not None and settings.dataset_name != "coco2017" and names != table:
+        raise ConfigError(
+            f"categories: the {len(names)} names differ from the {len(table)} of the benchmark {settings.dataset_name} "
+            f"({_difference(names, table)}). Leave 'categories' out to use the benchmark's own, in its order."
+        )
+    return names
+
+
+def open_benchmark(settings: ZutisSettings, names: Sequence[str]) -> Benchmark:
+    """The benchmark that the settings name, checked but for its pixels."""
+    own = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
+    return build_benchmark(
+        settings.dataset_name,
+        settings.benchmark_dir,
+        settings.split,
+        settings.num_categories,
+        categories=None if list(names) == own else names,
+        cache_dir=settings.output_dir,
+    )
+
+
+def archive_path(settings: ZutisSettings, run: RunFolder) -> Path:
+    """The retrieval file: the one that the settings name, else one in the run folder."""
+    return settings.archive_path or run.path / "category_to_p_images.json"
+
+
+def preview_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> Archive | None:
+    """The image archive if retrieval is done already, checked; None if it is not."""
+    path = archive_path(settings, run)
+    if not path.is_file():
+        return None
+    return read_archive(path, categories=names, num_images=settings.num_images, path_map=settings.path_map)
+
+
+@dataclass(frozen=True)
+class MaskStore:
+    """Where the pseudo-masks of index images lie; can be sent to loader processes.
+
+    Attributes:
+        index_dirs: folders of the index datasets.
+        pseudo_mask_dir: root of the masks; None: the published places.
+    """
+
+    index_dirs: tuple[Path, ...]
+    pseudo_mask_dir: Path | None = None
+
+    def path(self, image_path: Path) -> Path:
+        """File of an image's mask."""
+        index_dir = next((folder for folder in self.index_dirs if folder in image_path.parents), None)
+        root = self.pseudo_mask_dir
+        if root is not None and len(self.index_dirs) > 1 and index_dir is not None:
+            root = root / _short_names(self.index_dirs)[index_dir]  # equal names in two datasets stay apart
+        return pseudo_mask_path(image_path, index_dir=index_dir, pseudo_mask_dir=root)
+
+    def read(self, image_path: Path) -> np.ndarray:
+        """An image's mask, uint8 {0, 1}, (H, W)."""
+        return read_mask(self.path(image_path))
+
+
+def build_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> Archive:
+    """Retrieve pictures for every category, or read the file that an earlier retrieval (or the release) left.
+
+    Args:
+        settings: index folders, embeddings, archive file, CLIP, prompts.
+        names: categories, background first.
+        run: where the file goes if the settings name none.
+    """
+    device = select_device(settings.device)
+
+    def clip() -> ClipModel:
+        return load_clip(settings.retrieval_clip, device=device, half=device.type == "cuda")
+
+    archive = retrieve_archive(
+        names,
+        index_dirs=settings.index_dirs,
+        embedding_paths=settings.embedding_paths,
+        clip=clip,
+        model_name=settings.retrieval_clip,
+        num_images=settings.num_images,
+        archive_path=archive_path(settings, run),
+        templates=load_templates(settings.prompts),
+        device=device,
+        precision=settings.precision,
+        batch_size=settings.embedding.batch_size,
+        num_workers=settings.embedding.num_workers,
+        strict=not settings.embedding.skip_bad,
+        path_map=settings.path_map,
+    )
+    num_different = len({path for paths in archive.values() for path in paths})
+    num_listed = sum(map(len, archive.values()))
+    logger.info("image archive: %d categories, %d images (%d different)", len(archive), num_listed, num_different)
+    return archive
+
+
+def build_pseudo_masks(settings: ZutisSettings, archive: Archive, run: RunFolder) -> tuple[Archive, MaskStore]:
+    """Make the pseudo-masks that are missing, and leave out the images that cannot have one.
+
+    Returns:
+        The archive without refused images, and the store of the masks.
+
+    Raises:
+        DataError: if a category loses all its images.
+    """
+    store = MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
+    images = list(dict.fromkeys(path for paths in archive.values() for path in paths))
+    masks = [store.path(path) for path in images]
+    missing = [row for row, path in enumerate(masks) if not path.is_file()]
+    if not missing:
+        logger.info("pseudo-masks: all %d exist", len(masks))
+        return archive, store
+    report = make_pseudo_masks(
+        [images[row] for row in missing],
+        [masks[row] for row in missing],
+        load_selfmask(settings.selfmask_weights),
+        shorter_side=settings.selfmask_shorter_side,
+        use_solver=settings.solver is not None,
+        solver=None if settings.solver is None else SolverSettings(**settings.solver.model_dump()),
+        batch_size=settings.saliency.batch_size,
+        num_workers=settings.saliency.num_workers,
+        device=select_device(settings.device),
+        precision=settings.precision,
+        refused_path=run.path / "refused_images.txt",
+        preview_path=run.pictures_dir / "pseudo_masks.png",
+    )
+    refused = {refusal.image_path for refusal in report.refused}
+    kept = {name: [path for path in paths if path not in refused] for name, paths in archive.items()}
+    lost = [name for name, paths in kept.items() if not paths]
+    if lost:
+        raise DataError(
+            f"none of the images retrieved for {', '.join(map(repr, lost))} can be read, see "
+            f"{run.path / 'refused_images.txt'}. Replace these files, or retrieve from other images."
+        )
+    return kept, store
+
+
+def load_selfmask(weights: Path | None) -> SelfMask:
+    """The saliency network, from a file or (None) the published weights, downloaded once."""
+    path = weights or fetch("selfmask_nq20.pt")
+    return selfmask_from_state_dict(read_state_dict(path), source=str(path))
+
+
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """A distinct, stable name for each of several folders: the last parts of its path that tell it from the others."""
+    for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
+        names = {folder: "_".join(folder.parts[-depth:]).strip("/") for folder in folders}
+        if len(set(names.values())) == len(folders):
+            return names
+    return {folder: str(number) for number, folder in enumerate(folders)}
+
+
+def _difference(names: Sequence[str], table: Sequence[str]) -> str:
+    extra, missing = [n for n in names if n not in table], [n for n in table if n not in names]
+    if not extra and not missing:
+        first = next(i for i, (a, b) in enumerate(zip(names, table, strict=True)) if a != b)
+        return f"same names in another order, first at {first}: {names[first]!r} instead of {table[first]!r}"
+    parts = [
+        f"{what}: {', '.join(map(repr, some[:5]))}" for what, some in (("unknown", extra), ("missing", missing)) if some
+    ]
+    return "; ".join(parts)
