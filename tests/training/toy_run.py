@@ -1,6 +1,6 @@
 """A small run for the tests, also started as a program of its own (killed, or by several processes).
 
-    python -m tests.training.toy_run RUN_DIR key=value ...
+python -m tests.training.toy_run RUN_DIR key=value ...
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch.nn import functional
 from training.loop import fit
 from training.loop_settings import FitResult, LoopSettings, Step
 from training.run_folder import RunFolder
-from utils.errors import UserError
 
 IGNORE = 255
 
@@ -88,9 +86,8 @@ def toy_fit(run_dir: Path, *, dropout: float = 0.0, seed: int = 0, **options: An
     return fit(model, loop=loop, run=RunFolder(run_dir), **{**arguments, **options})
 
 
-def main(arguments: list[str]) -> int:
-    """Options are JSON values; `die_at=N` kills this process without warning after N iterations, `term_at` asks it."""
-    torch.set_num_threads(1)
+def toy_main(arguments: list[str]) -> None:
+    """Run with JSON options; `die_at=N` kills this process without warning after N iterations, `term_at` asks it."""
     options = {name: json.loads(value) for name, value in (item.split("=", 1) for item in arguments[1:])}
     die_at, term_at = options.pop("die_at", None), options.pop("term_at", None)
 
@@ -100,13 +97,4 @@ def main(arguments: list[str]) -> int:
         if done == term_at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        toy_fit(Path(arguments[0]), on_step=on_step, **options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    toy_fit(Path(arguments[0]), on_step=on_step, **options)
