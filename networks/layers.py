@@ -17,12 +17,20 @@ class Attention(nn.Module):
     masks): ``in_proj_weight`` (3C, C), ``in_proj_bias`` (3C), ``out_proj.{weight,bias}``.
     """
 
-    def __init__(self, width: int, num_heads: int) -> None:
-        """Create the projections; ``width`` must be a multiple of ``num_heads`` (ValueError otherwise)."""
+    def __init__(self, width: int, num_heads: int, *, precise_gradient: bool = False) -> None:
+        """Create the projections.
+
+        Args:
+            width: channels C, a multiple of ``num_heads`` (ValueError otherwise).
+            num_heads: attention heads.
+            precise_gradient: compute the attention matrix where gradients are wanted. Key biases have no gradient but
+                rounding, which Adam turns into steps; in the fused kernel's backward pass that rounding is several
+                times larger. Costs memory for one (Q, T) matrix per head.
+        """
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width ({width}) must be a multiple of num_heads ({num_heads})")
-        self.num_heads = num_heads
+        self.num_heads, self.precise_gradient = num_heads, precise_gradient
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -53,7 +61,11 @@ class Attention(nn.Module):
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention over inputs that are projected already: (B, Q, C), (B, T, C), (B, T, C) -> (B, Q, C)."""
         query, key, value = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (query, key, value))
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, Q, C / heads)
+        if self.precise_gradient and torch.is_grad_enabled():
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)  # (B, heads, Q, T)
+            mixed = scores.softmax(dim=-1).to(value.dtype) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value)  # (B, heads, Q, C / heads)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 

@@ -20,8 +20,8 @@ class QueryDecoderLayer(nn.Module):
     def __init__(self, width: int, num_heads: int, ffn_width: int) -> None:
         """Create one layer; the widths are those of tokens and of the hidden feed-forward layer."""
         super().__init__()
-        self.self_attn = Attention(width, num_heads)
-        self.multihead_attn = Attention(width, num_heads)
+        self.self_attn = Attention(width, num_heads, precise_gradient=True)
+        self.multihead_attn = Attention(width, num_heads, precise_gradient=True)
         self.linear1 = nn.Linear(width, ffn_width)
         self.linear2 = nn.Linear(ffn_width, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
