@@ -1,0 +1,313 @@
+"""Writes scenes of the shapes world as real files: every layout is a few paths, a picture, and what goes beside it.
+
+A layout works in chunks: a chunk's pictures are written, then its record file; complete chunks are never redone, so a
+killed run goes on. Next: ``world.py`` chooses how many of which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from datasets.shapes.captions import write_caption
+from datasets.shapes.categories import CATEGORY_NAMES
+from datasets.shapes.scenes import Scene, make_scene
+from utils.files import atomic_write, write_json
+
+#: Raw ids of the COCO-like set: like COCO's own they have gaps (12 is missing there too), in train-id order.
+RAW_CATEGORY_IDS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15)
+#: Folder of each category in the ImageNet-S-like set, ascending as the train ids are.
+WNIDS: tuple[str, ...] = tuple(f"n{90000000 + 137 * (row + 1):08d}" for row in range(len(CATEGORY_NAMES)))
+_NUM_INDEX_WNIDS = 20
+_JPEG_QUALITY = 92
+
+
+def encode_jpeg(image: np.ndarray) -> bytes:
+    """Encode uint8 RGB (H, W, 3) as JPEG."""
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
+
+
+def encode_png(label: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """Encode a label map, uint8 (H, W) or (H, W, 3), as PNG; with uint8 (256, 3) colours as a palette PNG."""
+    picture = Image.fromarray(label)
+    if palette is not None:
+        picture.putpalette(palette.astype(np.uint8).tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def voc_palette() -> np.ndarray:
+    """Make PASCAL VOC's 256 label colours by its bit-interleaving rule, uint8 (256, 3)."""
+    colours = np.zeros((256, 3), dtype=np.uint8)
+    for label in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                colours[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a small file atomically (without waiting for the disk: it can be made again)."""
+    with atomic_write(path, sync=False) as file:
+        file.write(content)
+
+
+def encode_instances(scene: Scene) -> list[dict[str, Any]]:
+    """Describe a scene's things.
+
+    Args:
+        scene: picture and truth.
+
+    Returns:
+        One dict per thing: ``category`` (name), ``size`` [H, W], ``counts`` (COCO compressed RLE, ascii).
+    """
+    records = []
+    for number, thing in enumerate(scene.things, start=1):
+        code = coco_mask.encode(np.asfortranarray(scene.instances == number).astype(np.uint8))
+        name = CATEGORY_NAMES[thing.category]
+        records.append({"category": name, "size": list(code["size"]), "counts": code["counts"].decode("ascii")})
+    return records
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One dataset to write; subclasses say where files go.
+
+    Attributes:
+        root: folder of the world.
+        num_images: pictures in the set.
+        image_size: shorter side in pixels.
+        seed: number of the world.
+    """
+
+    root: Path
+    num_images: int
+    image_size: int = 128
+    seed: int = 0
+
+    name: ClassVar[str] = ""
+    kind: ClassVar[str] = "web"
+    first_index: ClassVar[int] = 0
+
+    def scene(self, index: int) -> Scene:
+        """Make picture ``index`` of this set."""
+        index += self.first_index
+        return make_scene(self.kind, index, image_size=self.image_size, seed=self.seed)
+
+    def paths(self, index: int) -> list[Path]:
+        """Files of picture ``index``."""
+        raise TypeError(f"{type(self).__name__} does not say where its files go")
+
+    def write(self, index: int) -> Any:
+        """Write the files of picture ``index`` and return its record."""
+        scene = self.scene(index)
+        write_bytes(self.paths(index)[0], encode_jpeg(scene.image))
+        return {"file": self.paths(index)[0].name, "instances": encode_instances(scene)}
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """Write what describes the whole set; index datasets have only their truth, outside their own folder."""
+        truth = {record["file"]: record["instances"] for record in records}
+        write_json(self.root / "truth" / f"{self.name}.json", truth, indent=False)
+
+    def hash(self, index: int) -> str:
+        """Hexadecimal name that tells nothing about the picture."""
+        return hashlib.md5(f"{self.name} {self.seed} {index}".encode(), usedforsecurity=False).hexdigest()
+
+
+class ImageNetLayout(Layout):
+    """``ImageNet2012/train/<wnid>/<wnid>_<n>.JPEG``; folders are drawn at random and tell nothing."""
+
+    name = "ImageNet2012"
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        wnid = f"n{80000000 + 1009 * (int(self.hash(index)[:8], 16) % _NUM_INDEX_WNIDS):08d}"
+        return [self.root / self.name / "train" / wnid / f"{wnid}_{index}.JPEG"]
+
+
+class PassLayout(Layout):
+    """``pass/images/<hash>.jpg``."""
+
+    name = "pass"
+    first_index = 1_000_000
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        return [self.root / self.name / "images" / f"{self.hash(index)}.jpg"]
+
+
+class CocoLayout(Layout):
+    """``COCO2017/val2017``, ``annotations/instances_val2017.json``, ``annotations/semantic_segmentation_masks``."""
+
+    name = "COCO2017"
+    kind = "scene"
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        stem = f"{7 * index + 139:012d}"
+        folder = self.root / self.name
+        masks_dir = folder / "annotations" / "semantic_segmentation_masks"
+        return [folder / "val2017" / f"{stem}.jpg", masks_dir / f"{stem}.png"]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``."""
+        scene = self.scene(index)
+        image_path, label_path = self.paths(index)
+        write_bytes(label_path, encode_png(scene.category_map))
+        write_bytes(image_path, encode_jpeg(scene.image))
+        rows = [thing.category for thing in scene.things]
+        return {"file": image_path.name, "size": scene.instances.shape, "rows": rows, "codes": encode_instances(scene)}
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """See ``Layout``."""
+        images, annotations = [], []
+        for record in records:
+            image_id = int(Path(record["file"]).stem)
+            height, width = record["size"]
+            images.append({"id": image_id, "file_name": record["file"], "height": height, "width": width})
+            for row, code in zip(record["rows"], record["codes"], strict=True):
+                rle = {"size": code["size"], "counts": code["counts"].encode("ascii")}
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": RAW_CATEGORY_IDS[row],
+                        "segmentation": {"size": code["size"], "counts": code["counts"]},
+                        "area": float(coco_mask.area(rle)),
+                        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [
+            {"id": raw_id, "name": name, "supercategory": "shape"}
+            for raw_id, name in zip(RAW_CATEGORY_IDS, CATEGORY_NAMES, strict=True)
+        ]
+        content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+        write_json(self.root / self.name / "annotations" / "instances_val2017.json", content, indent=False)
+
+
+class VocLayout(Layout):
+    """``VOC2012/JPEGImages``, ``SegmentationClass`` (palette PNG, 255 on outlines), ``ImageSets/Segmentation``."""
+
+    name = "VOC2012"
+    kind = "scene"
+    first_index = 1_000_000
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        stem = f"2012_{index + 1:06d}"
+        folder = self.root / self.name
+        return [folder / "JPEGImages" / f"{stem}.jpg", folder / "SegmentationClass" / f"{stem}.png"]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``."""
+        scene = self.scene(index)
+        image_path, label_path = self.paths(index)
+        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+        outline = cv2.morphologyEx(scene.instances, cv2.MORPH_GRADIENT, cross) > 0
+        label = np.where(outline, np.uint8(255), scene.category_map)
+        write_bytes(label_path, encode_png(label, voc_palette()))
+        write_bytes(image_path, encode_jpeg(scene.image))
+        return image_path.stem
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """See ``Layout``."""
+        listing = "".join(f"{stem}\n" for stem in records)
+        write_bytes(self.root / self.name / "ImageSets" / "Segmentation" / "val.txt", listing.encode())
+
+
+class CocaLayout(Layout):
+    """``CoCA/image/<class>/*.jpg`` and ``CoCA/binary/<class>/*.png`` (255 on the class); one class per folder."""
+
+    name = "CoCA"
+    kind = "single"
+
+    def scene(self, index: int) -> Scene:
+        """See ``Layout``."""
+        category = index % len(CATEGORY_NAMES)
+        index += self.first_index
+        return make_scene(self.kind, index, image_size=self.image_size, seed=self.seed, category=category)
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        folder, name = self.root / self.name, CATEGORY_NAMES[index % len(CATEGORY_NAMES)]
+        return [folder / "image" / name / f"{index:06d}.jpg", folder / "binary" / name / f"{index:06d}.png"]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``."""
+        scene = self.scene(index)
+        image_path, label_path = self.paths(index)
+        shown = scene.category_map == 1 + index % len(CATEGORY_NAMES)
+        write_bytes(label_path, encode_png(np.where(shown, np.uint8(255), np.uint8(0))))
+        write_bytes(image_path, encode_jpeg(scene.image))
+        return image_path.name
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """Nothing describes the whole set."""
+
+
+class ImageNetSLayout(CocaLayout):
+    """``ImageNetS<n>/validation/<wnid>/*.JPEG`` and ``validation-segmentation`` (label = R + 256·G, 1000 ignored)."""
+
+    name = "ImageNetS"
+    first_index = 1_000_000
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        folder = self.root / f"{self.name}{len(CATEGORY_NAMES)}"
+        wnid = WNIDS[index % len(CATEGORY_NAMES)]
+        stem = f"ILSVRC2012_val_{index + 1:08d}"
+        return [
+            folder / "validation" / wnid / f"{stem}.JPEG",
+            folder / "validation-segmentation" / wnid / f"{stem}.png",
+        ]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``."""
+        scene = self.scene(index)
+        image_path, label_path = self.paths(index)
+        label = scene.category_map.astype(np.int32)
+        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+        label[cv2.morphologyEx(scene.instances, cv2.MORPH_GRADIENT, cross) > 0] = 1000
+        red_green = np.stack([label % 256, label // 256, np.zeros_like(label)], axis=-1).astype(np.uint8)
+        write_bytes(label_path, encode_png(red_green))
+        write_bytes(image_path, encode_jpeg(scene.image))
+        return image_path.name
+
+
+class CaptionLayout(Layout):
+    """``captions/NNNNN.tar``, webdataset shards of ``<key>.jpg`` and ``<key>.txt``; an index is a whole shard."""
+
+    name = "captions"
+    kind = "caption"
+    pictures_per_shard: ClassVar[int] = 500
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        return [self.root / self.name / f"{index:05d}.tar"]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``; ``num_images`` counts shards here."""
+        with atomic_write(self.paths(index)[0], sync=False) as file, tarfile.open(fileobj=file, mode="w") as archive:
+            for number in range(index * self.pictures_per_shard, (index + 1) * self.pictures_per_shard):
+                scene = self.scene(number)
+                caption = write_caption(scene.things, np.random.default_rng([self.seed, 78, number]))
+                for suffix, content in (("jpg", encode_jpeg(scene.image)), ("txt", caption.encode())):
+                    entry = tarfile.TarInfo(f"{number:08d}.{suffix}")
+                    entry.size = len(content)
+                    archive.addfile(entry, io.BytesIO(content))
+        return self.paths(index)[0].name
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """Nothing describes the whole set."""
