@@ -45,9 +45,10 @@ def evaluate(options: argparse.Namespace) -> None:
     for name in ("categories", "output"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name} belongs to --images; for a benchmark set {name}=... in the config instead")
-    settings = load_settings(options.config, options.overrides, task="evaluate")
+    weights = Path(options.weights).expanduser()
+    lacking = [] if weights.exists() else [f"--weights: {weights} does not exist; expected a run folder or weight file"]
+    settings = load_settings(options.config, options.overrides, task="evaluate", more_problems=lacking)
     logger.info("settings:\n%s", dump_settings(settings))
-    weights = existing(options.weights, "a run folder or a weight file (--weights)")
     get_system(settings.system).evaluate(settings, weights)
 
 

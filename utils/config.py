@@ -29,13 +29,20 @@ PRECEDENCE = (
 )
 
 
-def load_settings(path: str | Path | None, overrides: Sequence[str] = (), *, task: Task | None = None) -> RunSettings:
+def load_settings(
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    task: Task | None = None,
+    more_problems: Sequence[str] = (),
+) -> RunSettings:
     """Read, merge and validate a configuration.
 
     Args:
         path: YAML file, or None to use only the overrides.
         overrides: words `key=value` of the command line.
         task: "train" or "evaluate" also checks that the files which the task needs exist.
+        more_problems: what is wrong with other arguments of the command, to be told in the same list.
 
     Returns:
         The settings model of the system that the key `system` names.
@@ -44,7 +51,7 @@ def load_settings(path: str | Path | None, overrides: Sequence[str] = (), *, tas
         ConfigError: lists every problem: where it is written, its key, what was received, what is allowed, and the
             nearest match.
     """
-    tree = Tree()
+    tree = Tree(problems=list(more_problems))
     if path is not None:
         _merge(tree, _read_file(Path(path), ()))
     for word in overrides:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from utils.download_table import FILES
 from utils.yaml_source import SourcedStr
 
 Task = Literal["train", "evaluate"]
@@ -177,4 +178,6 @@ def needs_file(key: str, path: Path | None) -> list[Problem]:
     """A problem if a file is set but does not exist."""
     if path is None or path.is_file():
         return []
-    return [Problem((key,), f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file")]
+    what = "is a folder" if path.is_dir() else "does not exist"
+    hint = f" (bash scripts/download_weights.sh {path.name})" if path.name in FILES else ""
+    return [Problem((key,), f"{path} {what}; expected a file{hint}")]

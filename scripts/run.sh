@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What every scripts/<system>/<benchmark>.sh runs: bash scripts/run.sh [--evaluate-only] CONFIG [WEIGHTS] [arguments] [key=value ...]
+# Without WEIGHTS (a run folder or file): train. With: evaluate.
+# NUM_GPUS=4 starts one process per GPU. Relative paths are relative to the folder the script is called from.
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+evaluate_only=false
+if [ "${1:-}" = "--evaluate-only" ]; then
+    evaluate_only=true
+    shift
+fi
+config="$ROOT/$1"
+shift
+
+weights=""
+case "${1:-}" in
+    "" | -*) ;;
+    *=*) if [ -e "$1" ]; then weights="$1"; shift; fi ;;
+    *) weights="$1"; shift ;;
+esac
+
+if [ -n "$weights" ]; then
+    command=(inference.py --config "$config" --weights "$weights")
+elif $evaluate_only; then
+    echo "error: this benchmark is for evaluation only: give a weight file or run folder as the first argument" >&2
+    exit 2
+else
+    command=(train.py --config "$config")
+fi
+
+PYTHON="$(bash "$ROOT/scripts/setup.sh")"
+command[0]="$ROOT/${command[0]}"
+if [ "${NUM_GPUS:-1}" -gt 1 ]; then
+    exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$NUM_GPUS" "${command[@]}" "$@"
+fi
+exec "$PYTHON" "${command[@]}" "$@"
