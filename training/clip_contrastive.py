@@ -43,7 +43,20 @@ class CaptionedPictures:
 
 @dataclass(frozen=True)
 class ClipTrainSettings:
-    """Settings of the loop; sizes in pixels, ``minutes`` caps the wall time (the schedule follows the faster clock)."""
+    """Settings of the loop.
+
+    Attributes:
+        num_steps: optimiser steps, with a cosine decay to 0.
+        batch_size: pictures with one caption each.
+        lr: after the warm-up.
+        weight_decay: on matrices; none on vectors and the token embedding.
+        warmup_steps: linear increase of the rate.
+        resolutions: sides in pixels, one is drawn per batch.
+        max_tokens: patches kept of every picture.
+        patch_loss_weight: factor of the patches' naming loss.
+        precision: "bf16" or "fp32".
+        seed: of batches, crops and kept patches.
+    """
 
     num_steps: int = 6000
     batch_size: int = 256
@@ -258,7 +271,8 @@ def train_clip(
     optimiser_state: dict | None = None,
     on_log: Callable[[int, dict[str, float]], None] | None = None,
     on_checkpoint: Callable[[int, dict], None] | None = None,
-    interval_steps: int = 100,
+    log_steps: int = 100,
+    checkpoint_steps: int = 1000,
 ) -> None:
     """Train in place; a restarted run draws the same batches, since a batch is a function of (seed, step).
 
@@ -268,9 +282,10 @@ def train_clip(
         settings: sizes, rates, number of steps.
         start_step: steps already done.
         optimiser_state: state to go on from.
-        on_log: receives (step, numbers) every ``interval_steps``.
-        on_checkpoint: receives (step, optimiser state) every ten intervals and at the end.
-        interval_steps: steps between log lines.
+        on_log: receives (step, numbers) every ``log_steps``.
+        on_checkpoint: receives (step, optimiser state) every ``checkpoint_steps`` and at the end.
+        log_steps: steps between log lines.
+        checkpoint_steps: steps between checkpoints.
     """
     optimiser = _optimiser(clip, settings)
     if optimiser_state is not None:
@@ -291,10 +306,10 @@ def train_clip(
         with torch.no_grad():
             clip.logit_scale.clamp_(max=math.log(100))
         done = step + 1
-        if on_log is not None and (done % interval_steps == 0 or done == settings.num_steps):
+        if on_log is not None and (done % log_steps == 0 or done == settings.num_steps):
             numbers = {name: round(float(value), 4) for name, value in parts.items()}
             on_log(done, numbers | {"seconds": round(time.monotonic() - started, 1)})
-        if on_checkpoint is not None and (done % (10 * interval_steps) == 0 or done == settings.num_steps):
+        if on_checkpoint is not None and (done % checkpoint_steps == 0 or done == settings.num_steps):
             on_checkpoint(done, optimiser.state_dict())
     _logger.info("CLIP trained: %d steps of %d pictures", settings.num_steps - start_step, settings.batch_size)
 

@@ -148,9 +148,9 @@ class PassLayout(Layout):
 
 
 class CocoLayout(Layout):
-    """``COCO2017/val2017``, ``annotations/instances_val2017.json``, ``annotations/semantic_segmentation_masks``."""
+    """``coco2017/val2017``, ``annotations/instances_val2017.json``, ``annotations/semantic_segmentation_masks``."""
 
-    name = "COCO2017"
+    name = "coco2017"
     kind = "scene"
 
     def paths(self, index: int) -> list[Path]:

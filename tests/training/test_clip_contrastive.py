@@ -1,0 +1,169 @@
+"""Contrastive lessons: the losses against their definitions, the cheap forward passes against open_clip's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from systems.shapes_clip import WorldClipSettings, build_world_clip, export_state_dict, read_lessons, save_compressed
+from training.clip_contrastive import (
+    ClipTrainSettings,
+    caption_relations,
+    contrastive_loss,
+    cut_tokens,
+    encode_pictures,
+    encode_tokens,
+    patch_naming_loss,
+    prepare_pixels,
+    train_clip,
+)
+
+TINY = WorldClipSettings(vision_width=64, vision_layers=1, text_width=64, text_layers=1, embed_dim=32)
+CAPTIONS = [
+    ["a fish", "fish"],
+    ["a red star.", "star"],
+    ["fish and star", "a star and a fish"],
+    ["background", "just background"],
+]
+
+
+def _unit(*shape: int) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))), dim=-1)
+
+
+def _lessons() -> tuple:
+    images = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+    return read_lessons(images, CAPTIONS, max_tokens=24)
+
+
+def test_relations_of_captions():
+    nouns = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0]], dtype=torch.bool)
+    same, unclear = caption_relations(nouns)
+    assert same.tolist() == [
+        [True, True, False, False, False, False],
+        [True, True, False, False, False, False],
+        [False, False, True, False, False, False],
+        [False, False, False, True, False, False],
+        [False, False, False, False, True, True],
+        [False, False, False, False, True, True],
+    ]
+    assert unclear.nonzero().tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
+
+
+def test_with_one_positive_each_it_is_clips_loss():
+    image, text, scale = _unit(6, 8), _unit(7, 8)[:6], torch.tensor(9.0)
+    own = torch.eye(6, dtype=torch.bool)
+    logits, target = scale * image @ text.T, torch.arange(6)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(contrastive_loss(image, text, scale, own, torch.zeros_like(own)), expected)
+
+
+def test_unclear_pairs_do_not_matter():
+    image, text, scale = _unit(4, 8), _unit(5, 8)[:4], torch.tensor(5.0)
+    same, unclear = torch.eye(4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
+    unclear[0, 1] = unclear[1, 0] = True
+    found = contrastive_loss(image, text, scale, same, unclear)
+    logits = scale * image @ text.T
+    rows = [logits[i, [j for j in range(4) if {i, j} != {0, 1}]] for i in range(4)]
+    columns = [logits[[j for j in range(4) if {i, j} != {0, 1}], i] for i in range(4)]
+    places = [0, 0, 2, 3]
+    expected = sum(row.logsumexp(0) - row[place] for row, place in zip(rows + columns, places * 2, strict=True)) / 8
+    torch.testing.assert_close(found, expected)
+
+
+def test_patches_that_name_what_the_caption_names_cost_little():
+    names = torch.eye(4)  # three nouns and the background
+    patches = names[[0, 0, 3, 3, 3, 3, 3, 3, 3, 3]][None]
+    right = patch_naming_loss(patches, names, torch.tensor([[True, False, False]]))
+    wrong = patch_naming_loss(patches, names, torch.tensor([[False, True, False]]))
+    assert right < 1e-3
+    assert wrong > 10
+
+
+def test_texts_at_their_own_length_equal_open_clips():
+    torch.manual_seed(0)
+    clip = build_world_clip(TINY, vocabulary_size=50)
+    ids = torch.zeros(3, 77, dtype=torch.long)
+    for row, length in enumerate((3, 9, 5)):
+        ids[row, :length] = torch.randint(1, 48, (length,))
+        ids[row, length] = 49
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_tokens(clip, ids), clip.encode_text(ids))
+
+
+def test_pictures_at_the_native_size_equal_open_clips():
+    torch.manual_seed(0)
+    clip = build_world_clip(TINY, vocabulary_size=50).eval()
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        whole, patches = encode_pictures(clip.visual, pixels)
+        torch.testing.assert_close(whole, clip.encode_image(pixels))
+        assert patches.shape == (2, 64, 32)
+        assert encode_pictures(clip.visual, torch.randn(1, 3, 96, 128))[1].shape == (1, 192, 32)
+        assert encode_pictures(clip.visual, pixels, max_tokens=20)[1].shape == (2, 20, 32)
+
+
+@pytest.mark.parametrize("resolution", [64, 96, 128])
+def test_pixels_have_the_size_asked_for(resolution: int):
+    images = np.full((5, 128, 128, 3), 128, dtype=np.uint8)
+    pixels = prepare_pixels(images, resolution, np.random.default_rng(0))
+    assert pixels.shape == (5, 3, resolution, resolution)
+    assert pixels.abs().max() < 1
+
+
+def test_lessons_have_a_compact_vocabulary_whose_last_token_ends_the_text():
+    lessons, token_ids = _lessons()
+    assert token_ids[0] == 0
+    assert token_ids[-1] == 49407
+    assert len(token_ids) < 40
+    assert lessons.token_ids.shape == (4, 2, 24)
+    assert (lessons.token_ids.max(axis=-1) == len(token_ids) - 1).all()
+    assert lessons.nouns.sum(axis=-1).tolist() == [[1, 1], [1, 1], [2, 2], [0, 0]]
+
+
+def test_too_long_captions_are_refused():
+    with pytest.raises(ValueError, match="a caption has more than 3 tokens; raise the length or shorten"):
+        cut_tokens([[1, 2, 3, 4]], 3)
+
+
+def test_going_on_from_a_checkpoint_gives_the_same_weights():
+    lessons, token_ids = _lessons()
+    settings = ClipTrainSettings(num_steps=4, batch_size=4, resolutions=(64,), max_tokens=32, precision="fp32")
+
+    def network() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return build_world_clip(TINY, vocabulary_size=len(token_ids))
+
+    whole, first, states = network(), network(), {}
+    train_clip(whole, lessons, settings)
+
+    def keep(step: int, state: dict) -> None:
+        states[step] = ({n: v.clone() for n, v in first.state_dict().items()}, state)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_clip(first, lessons, settings, on_checkpoint=keep, checkpoint_steps=2)
+    second = network()
+    second.load_state_dict(states[2][0])
+    train_clip(second, lessons, settings, start_step=2, optimiser_state=states[2][1])
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_exported_weights_load_safely_and_spell_the_same_texts(tmp_path):
+    lessons, token_ids = _lessons()
+    torch.manual_seed(0)
+    compact = build_world_clip(TINY, vocabulary_size=len(token_ids)).half().float()
+    path = tmp_path / "clip.pt"
+    save_compressed(export_state_dict(compact.state_dict(), token_ids), path)
+    state = torch.load(path, weights_only=True)
+    assert path.stat().st_size < 500_000
+    assert state["token_embedding.weight"].shape == (49408, 64)
+    whole = build_world_clip(TINY)
+    whole.load_state_dict({name: value.float() for name, value in state.items()})
+    ids = torch.from_numpy(lessons.token_ids[:, 0]).long()
+    with torch.inference_mode():
+        torch.testing.assert_close(encode_tokens(whole, token_ids[ids]), encode_tokens(compact, ids))
