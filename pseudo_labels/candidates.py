@@ -21,19 +21,23 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from pseudo_labels import rle
 from pseudo_labels.election import Ballot, VotingSettings, elect_mask
 from pseudo_labels.features import FeatureNetwork
 from pseudo_labels.finishing import end_with_parent
 from pseudo_labels.mask_collection import MaskCollection
 from pseudo_labels.spectral import spectral_embedding
-from utils.distributed import all_gather_objects, shard
+from utils.distributed import all_gather_objects, is_main, shard
+from utils.drawing import overlay, palette, panel
 from utils.errors import UnreadableImageError
+from utils.files import atomic_write
 from utils.images import read_rgb
 from utils.log import get_logger, progress
 
 logger = get_logger(__name__)
 
 _READERS = 2  # threads that decode pictures ahead; the device is never that fast
+_PREVIEWED = 8  # masks in the preview
 _AHEAD = 4  # pictures under way per worker
 _WORTH_STARTING = 8  # pictures per worker below which starting processes takes longer than it saves
 
@@ -109,6 +113,7 @@ def vote_pseudo_masks(
     settings: VotingSettings | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 0,
+    preview_path: str | Path | None = None,
 ) -> VotingReport:
     """Make the pseudo-masks of pictures that do not have one yet.
 
@@ -119,6 +124,7 @@ def vote_pseudo_masks(
         settings: the published ones if None.
         device: where the networks run.
         num_workers: processes that cluster and vote; 0 does it in this one.
+        preview_path: PNG with the first few masks drawn over their pictures, written as soon as these are there.
 
     Returns:
         Counts and refusals, the same on all ranks.
@@ -135,6 +141,7 @@ def vote_pseudo_masks(
     logger.info("voting: %d pictures, %d masks are there already; %s", len(image_paths), len(done), output_path)
     mine = {name: image_paths[name] for name in shard(todo)}
     refused: dict[str, str] = {}
+    preview = _Preview(preview_path if is_main() else None, min(_PREVIEWED, len(mine)))
     if len(mine) < _WORTH_STARTING * num_workers:
         num_workers = 0
     with ExitStack() as stack:
@@ -147,6 +154,8 @@ def vote_pseudo_masks(
                 refused[name] = str(result)
             else:
                 append(name, result)
+                preview.add(mine[name], result)
+    preview.write()
     refused = {name: reason for part in all_gather_objects(refused) for name, reason in part.items()}
     collection.merge(order=list(image_paths), refused=refused)
     for name, reason in islice(refused.items(), 5):
@@ -154,6 +163,30 @@ def vote_pseudo_masks(
     report = VotingReport(len(todo) - len(refused), len(image_paths) - len(todo), refused)
     logger.info("voting: %d masks made, %d skipped, %d refused", report.made, report.skipped, len(refused))
     return report
+
+
+class _Preview:
+    """Draws the first few masks over their pictures, once."""
+
+    def __init__(self, path: str | Path | None, wanted: int) -> None:
+        self.path, self.wanted = path, wanted
+        self.masks: list[tuple[Path, dict[str, Any]]] = []
+
+    def add(self, image_path: Path, mask: dict[str, Any]) -> None:
+        if self.path is not None and len(self.masks) < self.wanted:
+            self.masks.append((image_path, mask))
+            if len(self.masks) == self.wanted:
+                self.write()
+
+    def write(self) -> None:
+        if self.path is None or not self.masks:
+            return
+        colours = palette(2)
+        drawn = [overlay(read_rgb(path), rle.decode(mask), colours) for path, mask in self.masks]
+        with atomic_write(self.path) as file:
+            Image.fromarray(panel(drawn, height=240)).save(file, format="PNG")
+        logger.info("preview of the first %d masks: %s", len(drawn), self.path)
+        self.path = None
 
 
 def _worker_pool(num_workers: int) -> ProcessPoolExecutor:

@@ -7,11 +7,12 @@ them together. Beside the file, ``<file>.settings.json`` says how the masks were
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -89,6 +90,7 @@ class MaskCollection:
             with self._explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(path, "ab", buffering=0))
+                self._lock(file, path)
                 if file.tell():
                     file.write(b"\n")  # closes a line that a kill may have cut off
 
@@ -99,6 +101,16 @@ class MaskCollection:
                         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
             yield append
+
+    def _lock(self, file: IO[bytes], path: Path) -> None:
+        """Hold the part for this process; the kernel lets go of it when the process ends, however it ends."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{self.path}: another process is making these masks ({path.name} is in use). Wait for it to end, or "
+                f"choose another pseudo_mask_path."
+            ) from error
 
     @staticmethod
     @contextmanager

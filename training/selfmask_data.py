@@ -157,7 +157,7 @@ class SelfMaskDataset:
         draws = draw_square_geometry(rng, crop_size=side, scale_range=self.scale_range)
         pixels, mask = augment_geometry(np.asarray(image), mask, draws, crop_size=side)
         colours = draw_photometric(rng, self.photometric)
-        pixels = apply_photometric(pixels, colours, blur_kernel=self.photometric.blur_kernel(side))
+        pixels = apply_photometric(pixels, colours, blur_kernel=self.photometric.kernel_width(side))
         return np.ascontiguousarray(pixels), mask > 0
 
 
@@ -180,7 +180,7 @@ def _check_pictures(image_dir: Path, names: Sequence[str]) -> None:
     if missing:
         raise DataError(
             f"{image_dir}: {len(missing)} of {len(names)} pictures of the pseudo-mask file are not there "
-            f"(first: {', '.join(missing[:3])}). Check dir_train_dataset, or make the masks of this folder."
+            f"(first: {', '.join(missing[:3])}). Check dir_dataset, or leave pseudo_mask_path out to make masks of it."
         )
 
 

@@ -44,28 +44,12 @@ def released_poly_factor(
     Raises:
         ValueError: if a count is out of its range.
 
-    Source: SelfMask, released training code; see `poly_factor` for the schedule that the paper describes.
+    Source: SelfMask, released training code; the schedule that was meant is `training.schedules.poly_lr`.
     """
     if step < 0 or iters_per_epoch < 1 or num_epochs < 1:
         raise ValueError(f"expected step >= 0, iterations and epochs >= 1, got {step}, {iters_per_epoch}, {num_epochs}")
     query = step if not extra_query else max(0, 2 * step - 1)
     counter = 0 if query == 0 else (query - 1) % iters_per_epoch + 1
-    return _factor(counter, iters_per_epoch * num_epochs, warmup_iters, power)
-
-
-def poly_factor(step: int, *, num_steps: int, warmup_iters: int = 0, power: float = 0.9) -> float:
-    """Factor after ``step`` of ``num_steps`` steps of the plain schedule: (1 - step / num_steps) ** power, then 0.
-
-    Raises:
-        ValueError: if ``step`` < 0 or ``num_steps`` < 1.
-    """
-    if step < 0 or num_steps < 1:
-        raise ValueError(f"expected step >= 0 and num_steps >= 1, received {step} and {num_steps}")
-    return _factor(min(step, num_steps), num_steps, warmup_iters, power)
-
-
-def _factor(counter: int, total: int, warmup_iters: int, power: float) -> float:
-    """Linear warm-up, then polynomial decay."""
     if counter < warmup_iters:
         return counter / warmup_iters
-    return max(0.0, 1 - counter / total) ** power
+    return max(0.0, 1 - counter / (iters_per_epoch * num_epochs)) ** power
