@@ -45,7 +45,7 @@ def missing(path):
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - an older Python is what this line is for
         sys.exit("Python 3.10 or newer is needed")
     lacking = [name for path in sys.argv[1:] for name in missing(path)]
     if lacking:
