@@ -29,7 +29,7 @@ from retrieval.parts import (
 )
 from retrieval.sources import SourceList, list_sources, read_image, read_list, read_notes, write_list
 from utils.device import autocast, precision_dtype
-from utils.distributed import all_gather_objects, barrier, is_main, shard
+from utils.distributed import all_gather_objects, barrier, is_initialised, is_main, shard
 from utils.errors import DataError, UnreadableImageError, UserError
 from utils.files import RunLock, write_text
 from utils.loader import load_batches
@@ -110,7 +110,8 @@ def embed_images(
         todo = all_gather_objects([part for part in range(num_parts) if not is_complete(folder, part)])[0]
         logger.info("%s: %d pictures, %d of %d parts to do", folder, len(found.pictures), len(todo), num_parts)
         job = _Job(found, clip.preprocess, part_size, batch_size, strict)
-        _make_parts(folder, job, list(shard(todo)), clip.to(device).eval(), num_workers, precision)
+        mine = list(shard(todo)) if is_initialised() else todo
+        _make_parts(folder, job, mine, clip.to(device).eval(), num_workers, precision)
         barrier()
         report = _finish(folder, found, num_parts, len(todo))
         barrier()

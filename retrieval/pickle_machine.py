@@ -20,11 +20,7 @@ _MARK = object()
 
 
 class ForgottenError(LookupError):
-    """The pickle refers back to an object that was already forgotten; `number` is its place in the memo."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    """The pickle refers back to an object that was already forgotten."""
 
 
 class PickleMachine:
@@ -36,7 +32,7 @@ class PickleMachine:
         source: name for messages, usually the file.
         functions: (module, name) -> what a pickle gets when it asks for that name; nothing else exists for it.
         persistent: called with the tuple of a persistent reference (storages of `torch.save`).
-        keep: places of the memo that must never be forgotten.
+        forgets: drop entries that were handed out; needs little memory, but they cannot be referred to again.
     """
 
     def __init__(
@@ -47,10 +43,10 @@ class PickleMachine:
         source: str = "pickle",
         functions: Mapping[tuple[str, str], Any] | None = None,
         persistent: Callable[[Any], Any] | None = None,
-        keep: frozenset[int] = frozenset(),
+        forgets: bool = True,
     ) -> None:
         self.data, self.position, self.source = data, position, source
-        self.functions, self.persistent, self.keep = functions or {}, persistent, keep
+        self.functions, self.persistent, self.forgets = functions or {}, persistent, forgets
         self.streams = False
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
@@ -72,7 +68,7 @@ class PickleMachine:
 
         Raises:
             DataError: as `run`; also if the outermost object is not a dictionary.
-            ForgottenError: if an entry refers to one that was handed out long ago; run again with `keep`.
+            ForgottenError: if an entry refers to one that was handed out long ago; start again with `forgets=False`.
         """
         self.streams = True
         yield from self._steps()
@@ -103,9 +99,9 @@ class PickleMachine:
             ) from error
 
     def _forget(self) -> None:
-        """Keep what the first entries brought (functions, words) and what is asked for; the rest are used entries."""
-        if len(self.memo) > 2 * KEPT_MEMO:
-            self.memo = {k: v for k, v in self.memo.items() if k < KEPT_MEMO or k in self.keep}
+        """Keep what the first entries brought (functions, words); the rest are used entries."""
+        if self.forgets and len(self.memo) > 2 * KEPT_MEMO:
+            self.memo = {place: value for place, value in self.memo.items() if place < KEPT_MEMO}
 
     # Reading
 
@@ -179,10 +175,9 @@ class PickleMachine:
         self.memo_size += 1
 
     def recall(self, place: int) -> None:
-        try:
-            self.stack.append(self.memo[place])
-        except KeyError:
-            raise ForgottenError(place) from None
+        if place not in self.memo and place < self.memo_size and self.streams and self.forgets:
+            raise ForgottenError(f"object {place}")
+        self.stack.append(self.memo[place])
 
 
 # One function per instruction, by its byte. Those on the path of every tensor are written out for speed.

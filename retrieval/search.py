@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.index import EmbeddingIndex
-from utils.distributed import all_gather_objects, rank, world_size
+from utils.distributed import all_gather_objects, is_initialised, rank, world_size
 from utils.errors import DataError
 
 CPU_BLOCK_SIZE = 1024  # a block of converted float32 rows then stays in the cache of a core
@@ -69,14 +69,19 @@ def search(
     _check_widths(text, indices)
     block_size = block_size or (CPU_BLOCK_SIZE if device.type == "cpu" else GPU_BLOCK_SIZE)
     total = sum(map(len, indices))
-    start, stop = (total * part // world_size() for part in (rank(), rank() + 1))
+    this, ranks = (rank(), world_size()) if is_initialised() else (0, 1)
+    start, stop = total * this // ranks, total * (this + 1) // ranks
     candidates = _Candidates(text, min(num_images, total), device)
-    for first, block in _blocks(indices, block_size, start, stop):
-        candidates.add(first, block)
+    for name, first, block in _blocks(indices, block_size, start, stop):
+        if not candidates.add(first, block):
+            raise DataError(
+                f"{name}: there is an embedding that is not finite near row {first} of the search (of {total}). "
+                f"Embed these pictures again."
+            )
     categories, rows = candidates.finish()
     scores = _score_exactly(text, indices, categories, rows)
     found = (categories, rows, scores)
-    if world_size() > 1:
+    if ranks > 1:
         parts = all_gather_objects(_best(*found, len(text), min(num_images, stop - start)))
         found = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     _, rows, scores = _best(*found, len(text), min(num_images, total))
@@ -99,23 +104,15 @@ def _check_widths(text: NDArray[np.float32], indices: Sequence[EmbeddingIndex]) 
 
 def _blocks(
     indices: Sequence[EmbeddingIndex], block_size: int, start: int, stop: int
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Blocks of rows start .. stop, counted through all indices."""
+) -> Iterator[tuple[str, int, NDArray[Any]]]:
+    """Name of the index, first row and rows of each block between rows start .. stop, counted through all indices."""
     offset = 0
     for index in indices:
         low, high = max(start - offset, 0), min(stop - offset, len(index))
         if low < high:
             for first, block in index.blocks(block_size, low, high):
-                if not np.isfinite(block[0, 0]):
-                    raise _not_finite(index.name, first)
-                yield offset + first, block
+                yield index.name, offset + first, block
         offset += len(index)
-
-
-def _not_finite(name: str, row: int) -> DataError:
-    return DataError(
-        f"{name}: the embedding of row {row} or one soon after it is not finite. Embed these pictures again."
-    )
 
 
 class _Candidates:
@@ -139,12 +136,12 @@ class _Candidates:
         self.limit = max(4 * len(text) * num_images, 1 << 16)
         self._images = self._scores = torch.empty(0)
 
-    def add(self, first: int, block: NDArray[Any]) -> None:
-        """Look at one block of rows, (b, D), that begins at row `first`."""
+    def add(self, first: int, block: NDArray[Any]) -> bool:
+        """Look at one block of rows, (b, D), that begins at row `first`; False if it is not finite."""
         images = self._to_float(block)
         doubt = self.doubt * torch.linalg.vector_norm(images, dim=1).max()  # (K,)
         if not torch.isfinite(doubt).all():
-            raise _not_finite("search", first)
+            return False
         scores = self._score(images)
         places = _nonzero(scores >= self.threshold - doubt)
         if len(places) > self.limit and len(scores) > self.num_images:
@@ -157,6 +154,7 @@ class _Candidates:
         if self.num_found > self.limit:
             self._tighten()
             self.limit = max(self.limit, 2 * self.num_found)
+        return True
 
     def _to_float(self, block: NDArray[Any]) -> Tensor:
         """The block as float32 on the device; on the CPU the same memory is used again for every block."""

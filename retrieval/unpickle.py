@@ -7,7 +7,9 @@ lay on a GPU. Tensors come out as numpy arrays that look straight into the mappe
 
 from __future__ import annotations
 
+import math
 import mmap
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from retrieval.pickle_machine import ForgottenError, PickleMachine
 from utils.errors import DataError
+from utils.log import get_logger
 
 _BFLOAT16 = np.dtype("V2")  # numpy has no such type; the two bytes are the upper half of a float32
 _STORAGE_TYPES = {
@@ -30,6 +33,7 @@ _STORAGE_TYPES = {
 }
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # the first pickle of every older torch.save file
 _ZIP_MAGIC = b"PK\x03\x04"
+logger = get_logger(__name__)
 
 
 class Storage(NamedTuple):
@@ -65,7 +69,7 @@ class StoredTensor(NamedTuple):
         flat = np.frombuffer(raw, storage.dtype)
         flat = _from_bfloat16(flat) if storage.dtype is _BFLOAT16 else flat
         last = offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-        if 0 not in shape and (min((offset, *stride)) < 0 or last >= flat.size):
+        if 0 not in shape and (last >= flat.size or math.prod(shape) > flat.size):
             raise ValueError(f"a tensor of shape {shape} does not fit its {flat.size} numbers")
         bytes_per_step = [step * flat.itemsize for step in stride]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, bytes_per_step, writeable=False)
@@ -124,23 +128,40 @@ class TensorFile:
 
     def _plain_entries(self) -> Iterator[tuple[str, NDArray[Any]]]:
         functions = _functions(_BytesReader(str(self.path)))
-        try:
-            yield from self._stream(PickleMachine(self._data, source=str(self.path), functions=functions))
-        except ForgottenError:
-            raise DataError(
-                f"{self.path}: entries share their numbers in a way that this reader does not follow. Load it where "
-                f"you trust it, and save it again with every tensor cloned."
-            ) from None
+        return self._stream(
+            lambda forgets: PickleMachine(self._data, source=str(self.path), functions=functions, forgets=forgets)
+        )
+
+    def _zip_entries(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        archive, functions = _ZipArchive(self._data, str(self.path)), _functions(None)
+        pickle = archive.member("data.pkl")
+        return self._stream(
+            lambda forgets: PickleMachine(
+                pickle, source=str(self.path), functions=functions, persistent=_storage, forgets=forgets
+            ),
+            lambda key: archive.member(f"data/{key}"),
+        )
 
     def _stream(
-        self, machine: PickleMachine, raw_of: Callable[[str], memoryview] | None = None
+        self, make_machine: Callable[[bool], PickleMachine], raw_of: Callable[[str], memoryview] | None = None
     ) -> Iterator[tuple[str, NDArray[Any]]]:
-        self._machine = machine
-        for batch in machine.iterate():
-            for place in range(0, len(batch), 2):
-                name, tensor = batch[place], batch[place + 1]
-                self._check_entry(name, tensor)
-                yield name, self._array(name, tensor, raw_of(tensor.storage.key) if raw_of else None)
+        num_done = 0
+        for forgets in (True, False):  # a file whose entries share numbers is read again, remembering all of it
+            self._machine = make_machine(forgets)
+            num_seen = 0
+            try:
+                for batch in self._machine.iterate():
+                    for place in range(0, len(batch), 2):
+                        num_seen += 1
+                        if num_seen <= num_done:
+                            continue
+                        name, tensor = batch[place], batch[place + 1]
+                        self._check_entry(name, tensor)
+                        yield name, self._array(name, tensor, raw_of(tensor.storage.key) if raw_of else None)
+                        num_done += 1
+                return
+            except ForgottenError:
+                logger.info("%s: entries refer to earlier ones; reading it again with more memory", self.path)
 
     def _array(self, name: str, tensor: StoredTensor, raw: memoryview | None) -> NDArray[Any]:
         try:
@@ -155,19 +176,8 @@ class TensorFile:
                 f"{type(tensor).__name__} at byte {self.position}. Is this an embedding file?"
             )
 
-    def _zip_entries(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        archive = _ZipArchive(self._data, str(self.path))
-        machine = PickleMachine(
-            archive.member("data.pkl"), source=str(self.path), functions=_functions(None), persistent=_storage
-        )
-        try:
-            yield from self._stream(machine, lambda key: archive.member(f"data/{key}"))
-        except ForgottenError:
-            raise DataError(f"{self.path}: refers back to an entry that is gone; save it again, cloned.") from None
-
     def _older_torch_entries(self) -> Iterator[tuple[str, NDArray[Any]]]:
-        pickles = _older_torch_pickles(self._data, str(self.path))
-        entries, raw = pickles
+        entries, raw = _older_torch_pickles(self._data, str(self.path))
         if type(entries) is not dict:
             raise DataError(f"{self.path}: expected a dictionary of names and tensors, found {type(entries).__name__}.")
         for name, tensor in entries.items():
@@ -194,7 +204,8 @@ def read_tensor_dict(path: str | Path) -> dict[str, Tensor]:
 
 
 def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
-    if type(storage) is not Storage or len(shape) != len(stride):
+    numbers = (offset, *shape, *stride)
+    if type(storage) is not Storage or len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
         raise TypeError("a tensor without numbers")
     return StoredTensor(storage, offset, shape, stride)
 
@@ -282,16 +293,22 @@ def _older_torch_pickles(data: memoryview, source: str) -> tuple[Any, dict[str, 
         results.append(machine.run())
         position = machine.position
     _, machine_facts, found, keys = results
+    if type(machine_facts) is not dict or not _are_texts(keys) or not set(keys) >= dtypes.keys():
+        raise DataError(f"{source}: damaged, its list of storages does not fit. Make or download it again.")
     if not machine_facts.get("little_endian", True):
         raise DataError(f"{source}: written on a big-endian machine, which is not supported.")
     return found, _raw_storages(data, position, keys, dtypes, source)
+
+
+def _are_texts(keys: Any) -> bool:
+    return type(keys) is list and all(type(key) is str for key in keys)
 
 
 def _raw_storages(
     data: memoryview, position: int, keys: list[str], dtypes: dict[str, np.dtype], source: str
 ) -> dict[str, memoryview]:
     raw = {}
-    for key in keys:
+    for key in filter(dtypes.__contains__, keys):
         num_bytes = int.from_bytes(data[position : position + 8], "little") * dtypes[key].itemsize
         position += 8
         raw[key] = data[position : position + num_bytes]
@@ -309,7 +326,7 @@ class _ZipArchive:
         try:
             with zipfile.ZipFile(_ViewFile(data)) as archive:
                 self._places = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
             raise DataError(f"{source}: damaged or cut off ({error}). Make or download it again.") from error
 
     def member(self, name: str) -> memoryview:
