@@ -199,7 +199,7 @@ def _load_clip(spec: FeatureSpec) -> FeatureNetwork:
 
 def _load_timm(spec: FeatureSpec) -> FeatureNetwork:
     arch = spec.network.removeprefix("timm:")
-    network = _create_timm(arch, spec.weights)
+    network = create_timm(arch, spec.weights)
     if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
         raise ConfigError(f"features: timm's {arch} does not give intermediate features; choose another model")
     info = network.feature_info
@@ -215,8 +215,17 @@ def _load_timm(spec: FeatureSpec) -> FeatureNetwork:
     )
 
 
-def _create_timm(arch: str, weights: str | None) -> nn.Module:
-    """A timm model with weights from a file, or timm's own; without a classifier."""
+def create_timm(arch: str, weights: str | None) -> nn.Module:
+    """Build a timm model without its classifier.
+
+    Args:
+        arch: timm's name, with a tag or without ("vit_small_patch16_224.dino").
+        weights: file; None: timm's own download.
+
+    Raises:
+        ConfigError: if timm has no such model.
+        WeightsError: if the weights cannot be loaded or do not fit.
+    """
     base = arch.split(".")[0]
     if not timm.is_model(base):
         near = ", ".join(timm.list_models(f"*{base[:10]}*")[:3])

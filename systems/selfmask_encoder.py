@@ -16,6 +16,7 @@ from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
 from networks.selfmask import SelfMask
 from networks.vit import VisionTransformer, vit_from_state_dict
 from networks.vit_from_clip import vit_from_clip
+from pseudo_labels.features import create_timm
 from pseudo_labels.preparation import IMAGENET_MEAN, IMAGENET_STD
 from training.run_folder import RunFolder
 from utils.errors import WeightsError
@@ -66,12 +67,15 @@ def load_encoder(weights: str, image_paths: Sequence[Path]) -> VisionTransformer
     """The encoder that training starts from: DINO's ViT, or CLIP's image tower in DINO's form.
 
     Args:
-        weights: a DINO file, a CLIP file in OpenAI's names, an OpenAI name, or ``open_clip:ARCHITECTURE/WEIGHTS``.
+        weights: a DINO file, a CLIP file in OpenAI's names, an OpenAI name, ``open_clip:ARCHITECTURE/WEIGHTS``, or
+            ``timm:NAME`` for a plain vision transformer of timm (downloaded).
         image_paths: training pictures.
 
     Raises:
         WeightsError: if the weights are missing or of another kind.
     """
+    if weights.startswith("timm:"):
+        return vit_from_state_dict(create_timm(weights.removeprefix("timm:"), None).state_dict(), source=weights)
     if not weights.startswith("open_clip:") and weights not in OPENAI_MODELS:
         state = read_state_dict(weights)
         if "visual.conv1.weight" not in state:

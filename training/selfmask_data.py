@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from datasets.geometric import GeometricDraws, crop_image, crop_mask, pad_crop, plan_crop, scaled_size
 from datasets.photometric import PhotometricSettings, apply_photometric, draw_photometric
+from pseudo_labels import rle
 from training.samplers import ShuffledDataset
 from utils.errors import DataError
 from utils.files import read_json
@@ -148,12 +148,13 @@ class SelfMaskDataset:
 
         Raises:
             UnreadableImageError: if the picture cannot be read.
+            DataError: if the mask is damaged.
         """
         name = self.names[self._order.index(position)]
         rng = np.random.default_rng((self.seed, position))
         side = self.image_size
         image = Image.fromarray(read_rgb(self.image_dir / name)).resize((side, side), Image.Resampling.BILINEAR)
-        mask = coco_mask.decode({**self.masks[name], "counts": self.masks[name]["counts"].encode("ascii")})
+        mask = rle.decode(self.masks[name], source=f"pseudo-mask of {name}")
         draws = draw_square_geometry(rng, crop_size=side, scale_range=self.scale_range)
         pixels, mask = augment_geometry(np.asarray(image), mask, draws, crop_size=side)
         colours = draw_photometric(rng, self.photometric)
@@ -163,9 +164,7 @@ class SelfMaskDataset:
 
 def _names_with_object(masks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Sorted names of the masks that are not empty; DataError if there is none."""
-    codes = [{**code, "counts": code["counts"].encode("ascii")} for code in masks.values()]
-    areas = coco_mask.area(codes) if codes else []
-    names = sorted(name for name, area in zip(masks, areas, strict=True) if area > 0)
+    names = sorted(name for name, code in masks.items() if rle.area(code, source=f"pseudo-mask of {name}") > 0)
     if not names:
         raise DataError(
             f"all {len(masks)} pseudo-masks are empty, so there is nothing to learn from. Look at the overlays of the "

@@ -43,7 +43,7 @@ class EncoderSettings(Block):
     depth: PositiveInt = 12
     patch_size: PositiveInt = 8
     table_size: PositiveInt = 224  # image size of the position table
-    weights: PathOrName | None = None  # DINO file, or a CLIP (file, OpenAI's name, open_clip:...); null: random
+    weights: PathOrName | None = None  # DINO file, timm:<vit>, or a CLIP (file, name, open_clip:...); null: random
 
 
 class SelfMaskSettings(RunSettings):
