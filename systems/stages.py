@@ -18,7 +18,7 @@ from networks.checkpoints import read_state_dict
 from networks.clip import ClipModel, load_clip
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
-from pseudo_labels.saliency import make_pseudo_masks
+from pseudo_labels.saliency import StageReport, make_pseudo_masks
 from pseudo_labels.store import pseudo_mask_path, read_mask
 from retrieval.archive import read_archive, retrieve_archive
 from retrieval.prompts import load_templates
@@ -154,25 +154,10 @@ def build_pseudo_masks(settings: ZutisSettings, archive: Archive, run: RunFolder
     """
     store = MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
     images = list(dict.fromkeys(path for paths in archive.values() for path in paths))
-    masks = [store.path(path) for path in images]
-    missing = [row for row, path in enumerate(masks) if not path.is_file()]
-    if not missing:
-        logger.info("pseudo-masks: all %d exist", len(masks))
+    if all(store.path(path).is_file() for path in images):
+        logger.info("pseudo-masks: all %d exist", len(images))
         return archive, store
-    report = make_pseudo_masks(
-        [images[row] for row in missing],
-        [masks[row] for row in missing],
-        load_selfmask(settings.selfmask_weights),
-        shorter_side=settings.selfmask_shorter_side,
-        use_solver=settings.solver is not None,
-        solver=None if settings.solver is None else SolverSettings(**settings.solver.model_dump()),
-        batch_size=settings.saliency.batch_size,
-        num_workers=settings.saliency.num_workers,
-        device=select_device(settings.device),
-        precision=settings.precision,
-        refused_path=run.path / "refused_images.txt",
-        preview_path=run.pictures_dir / "pseudo_masks.png",
-    )
+    report = fill_store(settings, images, store, run)
     refused = {refusal.image_path for refusal in report.refused}
     kept = {name: [path for path in paths if path not in refused] for name, paths in archive.items()}
     lost = [name for name, paths in kept.items() if not paths]
@@ -182,6 +167,26 @@ def build_pseudo_masks(settings: ZutisSettings, archive: Archive, run: RunFolder
             f"{run.path / 'refused_images.txt'}. Replace these files, or retrieve from other images."
         )
     return kept, store
+
+
+def fill_store(
+    settings: ZutisSettings, images: Sequence[Path], store: MaskStore, run: RunFolder | None = None
+) -> StageReport:
+    """Make the masks that a store lacks; refusals and a preview go to the run folder, if there is one."""
+    return make_pseudo_masks(
+        images,
+        [store.path(path) for path in images],
+        load_selfmask(settings.selfmask_weights),
+        shorter_side=settings.selfmask_shorter_side,
+        use_solver=settings.solver is not None,
+        solver=None if settings.solver is None else SolverSettings(**settings.solver.model_dump()),
+        batch_size=settings.saliency.batch_size,
+        num_workers=settings.saliency.num_workers,
+        device=select_device(settings.device),
+        precision=settings.precision,
+        refused_path=None if run is None else run.path / "refused_images.txt",
+        preview_path=None if run is None else run.pictures_dir / "pseudo_masks.png",
+    )
 
 
 def load_selfmask(weights: Path | None) -> SelfMask:

@@ -62,8 +62,9 @@ def write_training_report(
     *,
     truth: IndexTruth | None = None,
     first_sections: Sequence[Section] = (),
+    page: Path | None = None,
 ) -> None:
-    """Write `report.html` of a run: scores, curves, predictions, retrieved pictures with their masks.
+    """Write the report of a run: scores, curves, predictions, retrieved pictures with their masks.
 
     Args:
         settings: of the run.
@@ -73,6 +74,7 @@ def write_training_report(
         masks: their pseudo-masks.
         truth: of the index pictures, where it is known.
         first_sections: shown in place of the run's own scores.
+        page: the file; None: `report.html` in the run folder.
     """
     records = [json.loads(line) for line in run.metrics_path.read_text(encoding="utf-8").splitlines()]
     sections = list(first_sections) or _score_sections(run)
@@ -81,13 +83,14 @@ def write_training_report(
     if panels:
         sections.append(predictions_section(panels))
     sections.append(archive_section(archive, masks.read, truth=truth))
+    page = page or run.report_path
     write_report(
-        run.report_path,
+        page,
         title=f"ZUTIS: {settings.dataset_name or 'your own categories'}",
         subtitle=f"{len(names) - 1} categories, {settings.clip_arch}, {settings.num_iterations} iterations",
         sections=sections,
     )
-    logger.info("report: %s", run.report_path)
+    logger.info("report: %s", page)
 
 
 def last_panels(run: RunFolder) -> list[np.ndarray]:
