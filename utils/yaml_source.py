@@ -153,7 +153,7 @@ class _Builder:
         if tag == "int":
             return int(node.value)
         if tag == "float":
-            return float(node.value)
+            return float(re.sub(r"\.(inf|nan)$", r"\1", node.value.lower()))
         if tag == "bool":
             return node.value.lower() == "true"
         if tag == "null":
