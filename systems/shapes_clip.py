@@ -35,7 +35,7 @@ VOCABULARY_SIZE, CONTEXT_LENGTH, END_OF_TEXT = 49408, 77, 49407
 class WorldClipSettings:
     """Sizes of the world's CLIP and of its lessons; heads are width / 64, as everywhere in CLIP."""
 
-    num_pictures: int = 40000
+    num_pictures: int = 40_000
     picture_size: int = 128
     captions_per_picture: int = 8
     caption_tokens: int = 24
@@ -47,7 +47,9 @@ class WorldClipSettings:
     text_layers: int = 2
     embed_dim: int = 128
     seed: int = 0
-    training: ClipTrainSettings = field(default_factory=ClipTrainSettings)
+    training: ClipTrainSettings = field(
+        default_factory=lambda: ClipTrainSettings(num_steps=2400, batch_size=128, max_tokens=64)
+    )
 
 
 def build_world_clip(settings: WorldClipSettings, *, vocabulary_size: int = VOCABULARY_SIZE) -> nn.Module:
@@ -149,8 +151,26 @@ def read_lessons(
     return lessons, torch.from_numpy(used.astype(np.int64))
 
 
+def round_weights(state_dict: dict[str, Tensor], *, num_bits: int = 8) -> dict[str, Tensor]:
+    """Round to half precision with fewer significant bits: the zeros at the end of every number deflate.
+
+    Args:
+        state_dict: floating-point tensors.
+        num_bits: significant bits kept, 1 to 11 (11 is all of half precision).
+
+    Returns:
+        The same names, float16.
+    """
+    dropped = 11 - num_bits
+    rounded = {}
+    for name, value in state_dict.items():
+        codes = value.detach().half().contiguous().view(torch.int16)
+        rounded[name] = (((codes + ((1 << dropped) >> 1)) >> dropped) << dropped).view(torch.float16)
+    return rounded
+
+
 def export_state_dict(state_dict: dict[str, Tensor], token_ids: Tensor) -> dict[str, Tensor]:
-    """Spread the compact token embedding over CLIP's whole vocabulary and round everything to half precision.
+    """Spread the compact token embedding over CLIP's whole vocabulary and round all numbers, see `round_weights`.
 
     Args:
         state_dict: of the network with the compact vocabulary.
@@ -159,7 +179,7 @@ def export_state_dict(state_dict: dict[str, Tensor], token_ids: Tensor) -> dict[
     Returns:
         OpenAI's names, float16; tokens that no caption used have zero rows.
     """
-    state = {name: value.detach().half().contiguous() for name, value in state_dict.items() if name != "attn_mask"}
+    state = round_weights({name: value for name, value in state_dict.items() if name != "attn_mask"})
     compact = state["token_embedding.weight"]
     state["token_embedding.weight"] = compact.new_zeros(VOCABULARY_SIZE, compact.shape[1])
     state["token_embedding.weight"][token_ids] = compact

@@ -7,7 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from systems.shapes_clip import WorldClipSettings, build_world_clip, export_state_dict, read_lessons, save_compressed
+from systems.shapes_clip import (
+    WorldClipSettings,
+    build_world_clip,
+    export_state_dict,
+    read_lessons,
+    round_weights,
+    save_compressed,
+)
 from training.clip_contrastive import (
     ClipTrainSettings,
     caption_relations,
@@ -156,7 +163,9 @@ def test_going_on_from_a_checkpoint_gives_the_same_weights():
 def test_exported_weights_load_safely_and_spell_the_same_texts(tmp_path):
     lessons, token_ids = _lessons()
     torch.manual_seed(0)
-    compact = build_world_clip(TINY, vocabulary_size=len(token_ids)).half().float()
+    compact = build_world_clip(TINY, vocabulary_size=len(token_ids))
+    rounded = round_weights({name: value for name, value in compact.state_dict().items() if name != "attn_mask"})
+    compact.load_state_dict({name: value.float() for name, value in rounded.items()})
     path = tmp_path / "clip.pt"
     save_compressed(export_state_dict(compact.state_dict(), token_ids), path)
     state = torch.load(path, weights_only=True)
@@ -167,3 +176,13 @@ def test_exported_weights_load_safely_and_spell_the_same_texts(tmp_path):
     ids = torch.from_numpy(lessons.token_ids[:, 0]).long()
     with torch.inference_mode():
         torch.testing.assert_close(encode_tokens(whole, token_ids[ids]), encode_tokens(compact, ids))
+
+
+@pytest.mark.parametrize("num_bits", [5, 8, 11])
+def test_rounding_keeps_so_many_significant_bits(num_bits: int):
+    value = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    rounded = round_weights({"w": value}, num_bits=num_bits)["w"]
+    assert rounded.dtype == torch.float16
+    assert ((rounded.float() - value).abs() <= value.abs() * (2.0**-num_bits + 2.0**-12) + 1e-6).all()
+    mantissas = rounded.view(torch.int16) & ((1 << (11 - num_bits)) - 1)
+    assert (mantissas == 0).all()

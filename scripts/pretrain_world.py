@@ -1,0 +1,50 @@
+"""Teach the two models of the built-in world from nothing: `python -m scripts.pretrain_world [--output DIR]`.
+
+Makes captioned pictures, trains CLIP on them, votes masks with it, trains SelfMask on those. A killed run goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from systems.shapes_clip import WorldClipSettings, pretrain_clip
+from systems.shapes_selfmask import pretrain_selfmask
+from utils.cli import Parser, run_command
+from utils.errors import UserError
+from utils.files import RunLock
+from utils.log import get_logger
+
+logger = get_logger("pretrain_world")
+CONFIG = Path("configs/selfmask/shapes.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Read the arguments and teach both models; returns the exit status."""
+    parser = Parser("Teach the world's CLIP and SelfMask from nothing (one to two hours of two cores).")
+    parser.add_argument("--output", default="pretrained_world", metavar="DIR", help="default: pretrained_world")
+    parser.add_argument("--num-workers", type=int, default=2, help="processes that make pictures (default: 2)")
+    options = parser.parse_intermixed_args(arguments)
+
+    def command() -> None:
+        if options.overrides:
+            raise UserError(
+                f"this command takes no settings, received {' '.join(options.overrides)}; "
+                f"they are in systems/shapes_clip.py and {CONFIG}"
+            )
+        output_dir = Path(options.output).resolve()
+        output_dir.mkdir(parents=True, exist_ok=True)
+        torch.set_num_threads(min(2, torch.get_num_threads()))
+        with RunLock(output_dir):
+            clip_path = pretrain_clip(output_dir, WorldClipSettings(), num_workers=options.num_workers)
+            selfmask_path = pretrain_selfmask(output_dir, CONFIG, num_workers=options.num_workers)
+        logger.info("taught: %s and %s; %s may be deleted", clip_path, selfmask_path, output_dir / "work")
+
+    return run_command(command, verbose=options.verbose)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

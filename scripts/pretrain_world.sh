@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Teach the two models of the built-in world again, from nothing: bash scripts/pretrain_world.sh [OUT]
+# One to two hours of two cores; a killed run goes on where it stopped. The shipped ones are in world_models/.
+set -euo pipefail
+OUT="$(realpath -m "${1:-pretrained_world}")"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PYTHON="$(bash scripts/setup.sh)"
+exec "$PYTHON" -m scripts.pretrain_world --output "$OUT"
