@@ -183,6 +183,6 @@ def test_rounding_keeps_so_many_significant_bits(num_bits: int):
     value = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     rounded = round_weights({"w": value}, num_bits=num_bits)["w"]
     assert rounded.dtype == torch.float16
-    assert ((rounded.float() - value).abs() <= value.abs() * (2.0**-num_bits + 2.0**-12) + 1e-6).all()
+    assert ((rounded.float() - value).abs() <= value.abs() * (2.0**-num_bits + 2.0**-11) + 1e-6).all()
     mantissas = rounded.view(torch.int16) & ((1 << (11 - num_bits)) - 1)
     assert (mantissas == 0).all()
