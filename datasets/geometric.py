@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from PIL import Image
+
+from datasets.kernels import resize_bilinear
 
 
 @dataclass(frozen=True)
@@ -167,18 +170,12 @@ def crop_image(image: np.ndarray, plan: CropPlan) -> tuple[Image.Image, tuple[in
 
     Source: ZUTIS spec 7.5-3; Pillow's bilinear filter with antialiasing.
     """
-    height, width = plan.scaled_size
-    scaled = Image.fromarray(image)
-    if (height, width) != plan.source_size:
-        scaled = scaled.resize((width, height), Image.Resampling.BILINEAR)
+    scaled = resize_bilinear(image, plan.scaled_size)
     top, left, bottom, right = plan.window
     needs_fill = (bottom - top) < plan.crop_size or (right - left) < plan.crop_size
     fill = _mean_colour(scaled) if needs_fill else (0, 0, 0)
-    if (top, left, bottom, right) != (0, 0, height, width):
-        scaled = scaled.crop((left, top, right, bottom))
-    if plan.flip:
-        scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return scaled, fill
+    content = scaled[top:bottom, left:right]
+    return Image.fromarray(content[:, ::-1] if plan.flip else content), fill
 
 
 def nearest_indices(length: int, source_length: int) -> np.ndarray:
@@ -191,8 +188,7 @@ def nearest_indices(length: int, source_length: int) -> np.ndarray:
     return np.minimum((np.arange(length, dtype=np.float32) * ratio).astype(np.int64), source_length - 1)
 
 
-def _mean_colour(image: Image.Image) -> tuple[int, int, int]:
-    count = image.width * image.height
-    sums = np.asarray(image).sum(axis=(0, 1), dtype=np.int64)
-    red, green, blue = (int(value // count) for value in sums)
+def _mean_colour(image: np.ndarray) -> tuple[int, int, int]:
+    sums = cv2.sumElems(image)  # whole numbers below 2**53: exact in float64
+    red, green, blue = (int(value) // (image.shape[0] * image.shape[1]) for value in sums[:3])
     return red, green, blue

@@ -112,7 +112,7 @@ class IndexDataset(Dataset[Sample]):
             )
             for mask in masks
         ]
-        return self.synthesise(picks, masks, draws, partial(_place_randomly, rng))
+        return self.synthesise(picks, masks, draws, partial(place_randomly, rng))
 
     def image_label(self, path: Path) -> int:
         """Label of a picture, from 1: that of its last category."""
@@ -151,7 +151,7 @@ class IndexDataset(Dataset[Sample]):
             place: decides where each object goes, see `synthesis.plan_pastes`.
         """
         sources = [
-            Source(partial(self._read_image, pick, mask.shape, geometric), mask, self._label(pick), geometric, colours)
+            Source(partial(self.read_image, pick, mask.shape, geometric), mask, self._label(pick), geometric, colours)
             for pick, mask, (geometric, colours) in zip(picks, masks, draws, strict=True)
         ]
         return synthesise_sample(
@@ -167,7 +167,8 @@ class IndexDataset(Dataset[Sample]):
             return self._category_labels[pick.category]
         return self._image_labels[pick.path]
 
-    def _read_image(self, pick: Pick, mask_size: tuple[int, int], geometric: GeometricDraws) -> np.ndarray:
+    def read_image(self, pick: Pick, mask_size: tuple[int, int], geometric: GeometricDraws) -> np.ndarray:
+        """Read a drawn picture and check that it fits its mask; raises DataError naming both files."""
         shrink = _shrink_factor(mask_size, geometric.scale) if self.fast_decode else 1
         image = read_index_image(pick.path, shrink=shrink)
         size = image.shape[:2] if shrink == 1 else read_image_size(pick.path)
@@ -179,7 +180,8 @@ class IndexDataset(Dataset[Sample]):
         return image
 
 
-def _place_randomly(rng: np.random.Generator, free_rows: int, free_columns: int) -> tuple[int, int]:
+def place_randomly(rng: np.random.Generator, free_rows: int, free_columns: int) -> tuple[int, int]:
+    """Position of a pasted object, uniform over all that fit."""
     return int(rng.integers(free_rows, endpoint=True)), int(rng.integers(free_columns, endpoint=True))
 
 

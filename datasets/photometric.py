@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from datasets.kernels import shift_hue
+
 JitterStep = Literal["brightness", "contrast", "saturation", "hue"]
 JITTER_STEPS: tuple[JitterStep, ...] = ("brightness", "contrast", "saturation", "hue")
 
@@ -168,9 +170,8 @@ def _blend(degenerate: Image.Image, image: Image.Image, factor: float) -> Image.
 
 def _mean_grey(image: Image.Image, surround: Image.Image, num_surround: int) -> int:
     """Mean brightness, rounded, of picture and surround together."""
-    total = int(np.asarray(image.convert("L")).sum(dtype=np.int64)) + num_surround * surround.convert("L").getpixel(
-        (0, 0)
-    )
+    grey = cv2.sumElems(np.asarray(image.convert("L")))[0]  # a whole number: exact
+    total = int(grey) + num_surround * surround.convert("L").getpixel((0, 0))
     return int(total / (image.width * image.height + num_surround) + 0.5)
 
 
@@ -184,10 +185,7 @@ def _scale_saturation(image: Image.Image, factor: float) -> Image.Image:
 
 def _shift_hue(image: Image.Image, factor: float) -> Image.Image:
     """Turn the hue by `factor` of the circle, in Pillow's 8-bit HSV (shift truncated towards zero, wrapping)."""
-    shift = int(factor * 255)
-    hue, saturation, value = image.convert("HSV").split()
-    hue = Image.fromarray(np.asarray(hue) + np.uint8(shift % 256))
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    return Image.fromarray(shift_hue(np.asarray(image), int(factor * 255)))
 
 
 _PIXEL_STEPS = {"brightness": _scale_brightness, "saturation": _scale_saturation, "hue": _shift_hue}

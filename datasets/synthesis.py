@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from datasets.geometric import CropPlan, GeometricDraws, crop_image, crop_mask, pad_crop, plan_crop
@@ -199,20 +200,21 @@ def _paint(
         region = (y + top, x + left, y + bottom, x + right)
         pixels = render_crop(source.read_image(), plan, source.photometric, blur_kernel=blur_kernel, region=region)
         target = image if paste is None else image[paste.target]
-        if paste is None and box == (0, 0, *owner.shape):
-            target[:] = pixels  # the canvas is seen up to its corners; what covers it comes later
+        target = target[top:bottom, left:right]
+        shown = visible[top:bottom, left:right]
+        if not shown.all():
+            # Copies in place: OpenCV writes into the view it is given, many times faster than boolean indexing.
+            cv2.copyTo(np.ascontiguousarray(pixels), np.ascontiguousarray(shown).view(np.uint8), target)
         else:
-            shown = visible[top:bottom, left:right]
-            target[top:bottom, left:right][shown] = pixels[shown]
+            target[:] = pixels
     return image
 
 
 def _bounding_box(pixels: np.ndarray) -> Box | None:
-    rows = np.flatnonzero(pixels.any(axis=1))
-    if not rows.size:
+    if not pixels.size:
         return None
-    columns = np.flatnonzero(pixels.any(axis=0))
-    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+    left, top, width, height = cv2.boundingRect(np.ascontiguousarray(pixels).view(np.uint8))
+    return (top, left, top + height, left + width) if width else None
 
 
 def _intersect(first: Box, second: Box) -> Box | None:
