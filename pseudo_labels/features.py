@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from networks.checkpoints import load_strict, read_state_dict
-from networks.clip import load_clip
-from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
 from networks.resnet import dilated_resnet_from_state_dict
 from networks.vit import VisionTransformer, pad_to_multiple, vit_from_state_dict
 from pseudo_labels.preparation import IMAGENET_MEAN, IMAGENET_STD
 from utils.errors import ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from networks.clip_encoder import ClipVitEncoder
 
 RESNETS = ("mocov2_resnet50", "swav_resnet50", "resnet50")
 VITS = ("dino_vits16", "dino_vits8", "vit")
@@ -184,6 +185,10 @@ def _load_vit(spec: FeatureSpec) -> FeatureNetwork:
 
 
 def _load_clip(spec: FeatureSpec) -> FeatureNetwork:
+    # open_clip and timm take seconds to import: only the runs that use them pay for that.
+    from networks.clip import load_clip
+    from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
+
     name = spec.network if spec.network.startswith("open_clip:") else spec.weights
     if spec.network.startswith("open_clip:") and spec.weights:
         name = f"{spec.network.partition('/')[0]}/{spec.weights}"
@@ -226,6 +231,8 @@ def create_timm(arch: str, weights: str | None) -> nn.Module:
         ConfigError: if timm has no such model.
         WeightsError: if the weights cannot be loaded or do not fit.
     """
+    import timm
+
     base = arch.split(".")[0]
     if not timm.is_model(base):
         near = ", ".join(timm.list_models(f"*{base[:10]}*")[:3])
