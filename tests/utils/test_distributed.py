@@ -1,0 +1,89 @@
+"""Ranks: one process, torchrun's environment without a process group, and two processes that talk."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from utils import distributed
+from utils.device import autocast, precision_dtype, select_device
+from utils.errors import ConfigError
+
+
+def test_one_process() -> None:
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.all_gather_objects({"a": 1}) == [{"a": 1}]
+    value = torch.arange(3)
+    total = distributed.all_reduce_sum(value)
+    assert torch.equal(total, value)
+    assert total.data_ptr() != value.data_ptr()
+    distributed.barrier()
+    assert list(distributed.shard([1, 2, 3])) == [1, 2, 3]
+
+
+def test_shards_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    parts = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(list(distributed.shard(range(8))))
+        assert distributed.is_main() == (rank == 0)
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def _talk(rank: int, init: str, answers: multiprocessing.Queue) -> None:
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    distributed.barrier()
+    total = distributed.all_reduce_sum(torch.tensor([1.0, float(rank)]))
+    gathered = distributed.all_gather_objects(("rank", distributed.rank()))
+    answers.put((rank, total.tolist(), gathered, distributed.world_size(), list(distributed.shard(range(5)))))
+    distributed.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    children = [context.Process(target=_talk, args=(i, f"file://{tmp_path}/init", answers)) for i in range(2)]
+    for child in children:
+        child.start()
+    found = sorted(answers.get(timeout=120) for _ in children)
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    for rank, total, gathered, size, part in found:
+        assert (total, size) == ([2.0, 1.0], 2)
+        assert gathered == [("rank", 0), ("rank", 1)]
+        assert part == [[0, 2, 4], [1, 3]][rank]
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert select_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"device: 'cuda' asks for GPU 0, but this machine has no GPU that PyTorch"):
+        select_device("cuda")
+    with pytest.raises(ConfigError, match="device: expected auto, cpu, cuda or cuda:<number>, received 'gpu'"):
+        select_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert select_device("auto") == torch.device("cuda", 1)
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match=r"'cuda:2' asks for GPU 2, but this machine has 2 GPU\(s\)"):
+        select_device("cuda:2")
+
+
+def test_precision() -> None:
+    a = torch.randn(4, 4)
+    with autocast("cpu", "fp32"):
+        assert (a @ a).dtype == torch.float32
+    for precision in ("bf16", "fp16"):  # the CPU has no fp16 autocast: bf16 takes its place
+        with autocast(torch.device("cpu"), precision):
+            assert (a @ a).dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="precision: expected one of fp32, bf16, fp16, received 'fp8'"):
+        precision_dtype("fp8")
