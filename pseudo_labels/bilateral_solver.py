@@ -45,7 +45,8 @@ class SolverResult:
     Attributes:
         soft: smoothed mask, (H, W), float64, about 0 to 1.
         num_vertices: number V of occupied grid vertices.
-        diagonal_n: diagonal of the bistochastisation matrix D_n, (V,), vertices in ascending order of their key.
+        diagonal_n: diagonal of the bistochastisation matrix D_n, (V,), vertices in ascending order of the
+            original's hash.
         diagonal_m: diagonal of D_m, (V,), same order.
         num_iterations: conjugate-gradient steps that were taken.
     """
@@ -85,7 +86,8 @@ def solve(
     matrix = _system(grid, diagonal_n, diagonal_m, vertex_confidence, settings.smoothness)
     values, num_iterations = _conjugate_gradients(matrix, right_side, right_side / vertex_confidence, settings)
     soft = values[grid.vertex_of_pixel].reshape(target.shape)
-    return SolverResult(soft, len(grid.counts), diagonal_n, diagonal_m, num_iterations)
+    order = grid.vertex_of_hash
+    return SolverResult(soft, len(order), diagonal_n[order], diagonal_m[order], num_iterations)
 
 
 def refine_mask(
@@ -127,7 +129,7 @@ def _system(
     blur = grid.blur
     rows = np.repeat(diagonal_n, np.diff(blur.indptr))
     data = rows * diagonal_n[blur.indices] * blur.data * -smoothness
-    data[grid.diagonal_positions] += smoothness * diagonal_m + confidence
+    data[blur.indptr[:-1]] += smoothness * diagonal_m + confidence
     return sparse.csr_array((data, blur.indices, blur.indptr), shape=blur.shape)
 
 
@@ -138,19 +140,24 @@ def _conjugate_gradients(
     solution = start.copy()
     residual = right_side - matrix @ solution
     inverse_diagonal = 1.0 / np.maximum(matrix.diagonal(), settings.diagonal_floor)
-    # Sums of products, not BLAS dot products: those start threads in every worker process.
-    limit = settings.tolerance**2 * np.sum(right_side * right_side)
+    limit = settings.tolerance**2 * _dot(right_side, right_side)
     direction, previous = np.zeros_like(residual), 1.0
+    scratch = np.empty_like(residual)
     for step in range(settings.max_iterations):
-        if np.sum(residual * residual) <= limit:
+        if _dot(residual, residual) <= limit:
             return solution, step
-        preconditioned = inverse_diagonal * residual
-        product = np.sum(residual * preconditioned)
+        preconditioned = np.multiply(inverse_diagonal, residual, out=scratch)
+        product = _dot(residual, preconditioned)
         direction *= product / previous
         direction += preconditioned
         image = matrix @ direction
-        length = product / np.sum(direction * image)
-        solution += length * direction
-        residual -= length * image
+        length = product / _dot(direction, image)
+        solution += np.multiply(direction, length, out=scratch)
+        residual -= np.multiply(image, length, out=scratch)
         previous = product
     return solution, settings.max_iterations
+
+
+def _dot(left: NDArray[np.float64], right: NDArray[np.float64]) -> float:
+    """Scalar product; not by BLAS, which would start threads in every worker process."""
+    return float(np.einsum("i,i->", left, right))

@@ -19,7 +19,8 @@ COLOUR_MATRIX = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.41
 COLOUR_OFFSETS = (0.0, 128.0, 128.0)
 _MILLIONTHS = tuple(tuple(round(1e6 * value) for value in row) for row in COLOUR_MATRIX)
 _MAX_TABLE_CELLS = 1 << 26  # above this many cells (very large pictures) vertices are found by sorting
-_NEAR_BORDER = 1e-9  # cells; far above the rounding of the original, far below its smallest step
+_ROUNDING = 4e-7  # of single precision, relative to the largest level: several roundings of 2**-24 each
+_ON_BORDER = 1e-9  # cells; far above the rounding of the original, far below its smallest step
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,19 @@ class ColourGrid:
     """The occupied vertices of a picture.
 
     Attributes:
-        vertex_of_pixel: vertex number of every pixel in raster order, (H·W,), int32. Vertices are in ascending order
-            of the original's hash x + 255·y + 255²·Y + 255³·U + 255⁴·V.
+        vertex_of_pixel: vertex number of every pixel in raster order, (H·W,), int32. Vertices are numbered by how many
+            neighbours they have: rows of one length after another make products with `blur` twice as fast.
+        vertex_of_hash: vertex numbers in ascending order of the original's hash
+            x + 255·y + 255²·Y + 255³·U + 255⁴·V, (V,), int32.
         counts: pixels of every vertex, (V,), int64.
         blur: the sum of the [1 2 1] filters along the five axes, (V, V): 10 on the diagonal, 1 between neighbours.
-        diagonal_positions: where the diagonal stands in `blur.data`, (V,).
+            The diagonal comes first in every row.
     """
 
     vertex_of_pixel: NDArray[np.int32]
+    vertex_of_hash: NDArray[np.int32]
     counts: NDArray[np.int64]
     blur: sparse.csr_array
-    diagonal_positions: NDArray[np.int64]
 
 
 def build_grid(image: NDArray[np.uint8], sigma_spatial: float, sigma_luma: float, sigma_chroma: float) -> ColourGrid:
@@ -53,10 +56,10 @@ def build_grid(image: NDArray[np.uint8], sigma_spatial: float, sigma_luma: float
         The grid of the picture. Other than in the original, pictures of more than 254 cells per side cannot collide.
     """
     keys, strides = _cell_keys(image, sigma_spatial, (sigma_luma, sigma_chroma, sigma_chroma))
-    vertices, vertex_of_pixel = _find_vertices(keys, strides[-1])
-    counts = np.bincount(vertex_of_pixel, minlength=len(vertices))
-    blur, diagonal_positions = _build_blur(vertices, strides[:-1])
-    return ColourGrid(vertex_of_pixel, counts, blur, diagonal_positions)
+    cells = _CellTable(keys, strides[-1]) if strides[-1] <= _MAX_TABLE_CELLS else _SortedCells(keys)
+    blur, vertex_of_hash = _build_blur(cells, strides[:-1])
+    vertex_of_pixel = cells.number_pixels(vertex_of_hash)
+    return ColourGrid(vertex_of_pixel, vertex_of_hash, np.bincount(vertex_of_pixel), blur)
 
 
 def _cell_keys(
@@ -87,26 +90,38 @@ def _cell_keys(
 def _colour_bins(image: NDArray[np.uint8], sigmas: tuple[float, float, float]) -> list[NDArray[np.int32]]:
     """Bin luma and chroma of every pixel exactly as the original's float64 matrix product does.
 
-    Whole numbers give every bin but those of colours that lie on the border between two; rounding decides there, and
-    these few colours go through `_exact_bin`.
+    Single precision gives every bin but those of colours near the border between two, whole numbers all of these but
+    the few exactly on it. Rounding decides there, as `_exact_bin` does.
     """
-    channels = [np.ascontiguousarray(image[..., i]).reshape(-1).astype(np.int32) for i in range(3)]
+    channels = [image[..., i].reshape(-1).astype(np.float32) for i in range(3)]
     results = []
     for axis, sigma in enumerate(sigmas):
-        weights = [np.int32(weight) for weight in _MILLIONTHS[axis]]  # sums stay below 2**28
-        millionths = channels[0] * weights[0]
-        millionths += channels[1] * weights[1]
-        millionths += channels[2] * weights[2]
-        millionths += np.int32(1e6 * COLOUR_OFFSETS[axis])
-        cells = millionths * (1e-6 / sigma)
-        bins = (cells + _NEAR_BORDER).astype(np.int32)
-        near = np.flatnonzero(np.abs(cells - bins) <= _NEAR_BORDER)
+        red, green, blue = (np.float32(weight / sigma) for weight in COLOUR_MATRIX[axis])
+        cells = channels[0] * red
+        cells += channels[1] * green
+        cells += channels[2] * blue
+        cells += np.float32(COLOUR_OFFSETS[axis] / sigma)
+        bins = cells.astype(np.int32)
+        margin = np.float32(_ROUNDING * 256 / sigma)
+        cells -= np.rint(cells)
+        near = np.flatnonzero(np.abs(cells, out=cells) <= margin)
         if len(near):
-            codes = (channels[0][near] << 16) | (channels[1][near] << 8) | channels[2][near]
-            colours, inverse = np.unique(codes, return_inverse=True)
-            bins[near] = np.array([_exact_bin(int(code), axis, sigma) for code in colours], np.int32)[inverse]
+            bins[near] = _careful_bins(image.reshape(-1, 3)[near], axis, sigma)
         results.append(bins)
     return results
+
+
+def _careful_bins(colours: NDArray[np.uint8], axis: int, sigma: float) -> NDArray[np.int32]:
+    """Bins of colours (N, 3) on one axis, where single precision does not decide."""
+    millionths = colours.astype(np.int64) @ np.array(_MILLIONTHS[axis]) + round(1e6 * COLOUR_OFFSETS[axis])
+    cells = millionths * (1e-6 / sigma)
+    bins = (cells + _ON_BORDER).astype(np.int32)
+    border = np.flatnonzero(np.abs(cells - bins) <= _ON_BORDER)
+    if len(border):
+        codes = colours[border].astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+        unique, inverse = np.unique(codes, return_inverse=True)
+        bins[border] = np.array([_exact_bin(int(code), axis, sigma) for code in unique], np.int32)[inverse]
+    return bins
 
 
 @lru_cache(maxsize=1 << 14)
@@ -122,41 +137,64 @@ def _exact_bin(code: int, axis: int, sigma: float) -> int:
     return int((accumulated + COLOUR_OFFSETS[axis]) / sigma)
 
 
-def _find_vertices(
-    keys: NDArray[np.signedinteger], num_cells: int
-) -> tuple[NDArray[np.signedinteger], NDArray[np.int32]]:
-    """The occupied cells in ascending order (V,), and the vertex number of every pixel (H·W,)."""
-    if num_cells > _MAX_TABLE_CELLS:
-        vertices, inverse = np.unique(keys, return_inverse=True)
-        return vertices, inverse.astype(np.int32)
-    occupied = np.zeros(num_cells, bool)
-    occupied[keys] = True
-    vertices = np.flatnonzero(occupied)
-    number_of_cell = np.empty(num_cells, np.int32)  # only occupied cells are ever written or read
-    number_of_cell[vertices] = np.arange(len(vertices), dtype=np.int32)
-    return vertices, number_of_cell[keys]
+class _CellTable:
+    """The occupied cells of a box of cells, in ascending order: one table entry per cell of the box."""
+
+    def __init__(self, keys: NDArray[np.signedinteger], num_cells: int) -> None:
+        self._keys = keys
+        self._occupied = np.zeros(num_cells, bool)
+        self._occupied[keys] = True
+        self.vertices = np.flatnonzero(self._occupied)
+        self._number = np.empty(num_cells, np.int32)  # only occupied cells are ever written or read
+        self._number[self.vertices] = np.arange(len(self.vertices), dtype=np.int32)
+
+    def find(self, keys: NDArray[np.signedinteger]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Which of the keys are occupied (positions in `keys`), and which rows of `vertices` these are."""
+        found = np.flatnonzero(self._occupied[keys])
+        return found, self._number[keys[found]]
+
+    def number_pixels(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Give the rows of `vertices` new numbers and look up those of all pixels; `find` may not be used after it."""
+        self._number[self.vertices] = numbers
+        return self._number[self._keys]
 
 
-def _build_blur(vertices: NDArray[np.signedinteger], strides: list[int]) -> tuple[sparse.csr_array, NDArray[np.int64]]:
-    """Connect vertices that are one cell apart along one axis; returns the matrix and its diagonal's positions."""
-    num_vertices = len(vertices)
-    own = np.arange(num_vertices, dtype=np.int32)
-    # Columns of a row must ascend: −V, −U, −Y, −y, −x, itself, +x, +y, +Y, +U, +V.
-    neighbours = np.full((num_vertices, 11), -1, np.int32)
-    neighbours[:, 5] = own
-    for axis, stride in enumerate(strides):
-        wanted = vertices + stride
-        found = np.searchsorted(vertices, wanted)
-        found[found == num_vertices] = 0
-        below = np.flatnonzero(vertices[found] == wanted)
-        above = found[below]
-        neighbours[below, 6 + axis] = above
-        neighbours[above, 4 - axis] = below
-    exists = neighbours >= 0
+class _SortedCells:
+    """The same for boxes too large for a table: cells are sorted and searched."""
+
+    def __init__(self, keys: NDArray[np.signedinteger]) -> None:
+        self.vertices, self._row_of_pixel = np.unique(keys, return_inverse=True)
+
+    def find(self, keys: NDArray[np.signedinteger]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Which of the keys are occupied (positions in `keys`), and which rows of `vertices` these are."""
+        rows = np.minimum(np.searchsorted(self.vertices, keys), len(self.vertices) - 1)
+        found = np.flatnonzero(self.vertices[rows] == keys)
+        return found, rows[found].astype(np.int32)
+
+    def number_pixels(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Look up the new numbers of all pixels."""
+        return numbers[self._row_of_pixel]
+
+
+def _build_blur(cells: _CellTable | _SortedCells, strides: list[int]) -> tuple[sparse.csr_array, NDArray[np.int32]]:
+    """Connect vertices that are one cell apart along one axis; returns the matrix and `vertex_of_hash`."""
+    num_vertices = len(cells.vertices)
+    pairs = [cells.find(cells.vertices + stride) for stride in strides]
+    lengths = np.ones(num_vertices, np.int32)
+    for below, above in pairs:
+        lengths[below] += 1
+        lengths[above] += 1
+    by_length = np.argsort(lengths.astype(np.uint8), kind="stable")
+    vertex_of_hash = np.empty(num_vertices, np.int32)
+    vertex_of_hash[by_length] = np.arange(num_vertices, dtype=np.int32)
     indptr = np.zeros(num_vertices + 1, np.int32)
-    np.cumsum(exists.sum(axis=1), out=indptr[1:])
-    diagonal_positions = indptr[:-1] + exists[:, :5].sum(axis=1)
-    data = np.ones(indptr[-1])
-    data[diagonal_positions] = 2 * len(strides)
-    blur = sparse.csr_array((data, neighbours[exists], indptr), shape=(num_vertices, num_vertices))
-    return blur, diagonal_positions
+    np.cumsum(lengths[by_length], out=indptr[1:])
+    indices, data = np.empty(indptr[-1], np.int32), np.ones(indptr[-1])
+    next_place = indptr[vertex_of_hash]
+    indices[next_place] = vertex_of_hash
+    data[next_place] = 2 * len(strides)
+    for below, above in pairs:
+        for own, other in ((below, above), (above, below)):
+            next_place[own] += 1
+            indices[next_place[own]] = vertex_of_hash[other]
+    return sparse.csr_array((data, indices, indptr), shape=(num_vertices, num_vertices)), vertex_of_hash
