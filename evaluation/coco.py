@@ -15,24 +15,13 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from datasets.coco import read_annotations
 from utils.errors import DataError
-from utils.files import read_json
 from utils.log import get_logger
 
 logger = get_logger(__name__)
 
 _SIZES = ("all", "small", "medium", "large")
-
-
-def read_annotations(path: str | Path) -> dict[str, Any]:
-    """Read and check a COCO annotation document.
-
-    Raises:
-        DataError: if the file is missing, no JSON, or lacks one of its parts; the message names the file.
-    """
-    document = read_json(path, what="COCO annotation file")
-    check_annotations(document, str(path))
-    return document
 
 
 def check_annotations(document: Any, source: str = "annotations") -> None:
@@ -81,11 +70,10 @@ def evaluate_coco(
     Raises:
         DataError: unreadable annotations, or records of images or categories that they do not list.
     """
+    source = "annotations"
     if isinstance(annotations, (str, Path)):
-        annotations, source = read_annotations(annotations), str(annotations)
-    else:
-        source = "annotations"
-        check_annotations(annotations, source)
+        annotations, source = read_annotations(Path(annotations)), str(annotations)
+    check_annotations(annotations, source)
     results = [{key: record[key] for key in ("image_id", "category_id", "segmentation", "score")} for record in records]
     wanted = None if image_ids is None else set(image_ids)
     if wanted is not None:

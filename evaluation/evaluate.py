@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from datasets.base import Benchmark, EvaluationItem
-from evaluation.coco import evaluate_coco, read_annotations
+from datasets.coco import read_annotations
+from evaluation.coco import check_annotations, evaluate_coco
 from evaluation.instances import PredictedInstances, Record, instances_to_records
 from evaluation.protocol import Protocol
 from evaluation.semantic import SemanticResult, SemanticScores
@@ -167,6 +168,7 @@ def evaluate_semantic_and_instances(
 
 def _annotations(benchmark: Benchmark) -> dict[str, Any]:
     document = read_annotations(benchmark.annotations_path)
+    check_annotations(document, str(benchmark.annotations_path))
     known = {category["id"] for category in document["categories"]}
     raw = benchmark.raw_category_ids or range(benchmark.num_classes)
     lacking = [category for category in list(raw)[1:] if category not in known]

@@ -16,7 +16,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.coco import evaluate_coco, read_annotations
+from evaluation.coco import check_annotations, evaluate_coco
 from evaluation.instances import encode_masks
 from utils.errors import DataError
 
@@ -143,17 +143,18 @@ def test_nothing_annotated_is_undefined() -> None:
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere\.json: COCO annotation file not found"):
-        read_annotations(tmp_path / "nowhere.json")
+        evaluate_coco(tmp_path / "nowhere.json", [])
     path = tmp_path / "broken.json"
     path.write_text('{"images": [')
     with pytest.raises(DataError, match=r"broken\.json: COCO annotation file is not valid JSON.*line 1"):
         evaluate_coco(path, [])
     path.write_text(json.dumps({"images": []}))
-    with pytest.raises(DataError, match=r"broken\.json: .* has no list of annotations, categories"):
-        read_annotations(path)
-    path.write_text("[]")
-    with pytest.raises(DataError, match=r"broken\.json: expected a COCO annotation document .* found list"):
-        read_annotations(path)
+    with pytest.raises(DataError, match=r"broken\.json: not a COCO instance annotation file.*annotations"):
+        evaluate_coco(path, [])
+    with pytest.raises(DataError, match="this COCO annotation document has no list of annotations, categories"):
+        evaluate_coco({"images": []}, [])
+    with pytest.raises(DataError, match=r"expected a COCO annotation document .* found list"):
+        check_annotations([])
 
 
 def test_damaged_annotations_are_named() -> None:

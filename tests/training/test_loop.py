@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,14 @@ def test_channels_last_changes_nothing_but_the_memory(tmp_path: Path) -> None:
     toy_fit(tmp_path / "plain")
     toy_fit(tmp_path / "last", channels_last=True)
     assert losses(tmp_path / "last") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+def test_compiled_network_leaves_plain_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the compiler itself is slow
+    toy_fit(tmp_path / "plain")
+    toy_fit(tmp_path / "compiled", compile=True)
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert set(torch.load(tmp_path / "compiled" / "best.pt", weights_only=True)) == set(build_network().state_dict())
 
 
 def test_best_weights_are_those_of_the_highest_score(tmp_path: Path) -> None:
