@@ -85,6 +85,11 @@ def test_unknown_names_are_told_with_those_there_are(capsys: pytest.CaptureFixtu
     assert "no benchmark named retreival; there are: " in capsys.readouterr().err
 
 
+def test_every_stage_of_the_readme_is_there() -> None:
+    stages = {"retrieval", "selfmask", "bilateral", "criterion", "predict", "train_step", "samples", "evaluation"}
+    assert stages <= set(harness.discover())
+
+
 def test_two_stages_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "_STAGES", {})
     stage = harness.benchmark("x")(lambda context: [])
