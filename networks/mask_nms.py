@@ -57,21 +57,21 @@ def mask_nms(
         raise ValueError(f"expected one of {', '.join(KINDS)} or None as the kind of suppression, received {kind!r}")
     if not len(masks) == len(scores) == len(category_ids):
         raise ValueError(f"received {len(masks)} masks, {len(scores)} scores, {len(category_ids)} categories")
-    areas = masks.flatten(1).sum(dim=1)
-    host_areas, host_scores, host_categories = (x.cpu().numpy() for x in (areas, scores.float(), category_ids))
+    host_scores, categories = scores.float().cpu().numpy(), category_ids.cpu().numpy()
+    overlaps = MaskOverlaps(masks)
     kept, weighted = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for category in np.unique(host_categories[host_categories > 0]):
-        members = np.flatnonzero(host_categories == category)
+    for category in np.unique(categories[categories > 0]):
+        members = np.flatnonzero(categories == category)
         if kind is None:
-            order, new_scores = members[np.argsort(-host_scores[members], kind="stable")], host_scores
+            order = members[np.argsort(-host_scores[members], kind="stable")]
+            new_scores = host_scores[order]
         else:
-            overlap = pairwise_iou(masks[torch.from_numpy(members).to(masks.device)], host_areas[members])
             settings = (kind, iou_threshold, sigma, score_threshold)
-            picks, new_scores = _suppress(host_scores[members], overlap, *settings)
-            order, new_scores = members[picks], dict(zip(members[picks], new_scores, strict=True))
-        order = order[host_areas[order] > 0]
-        kept.append(order)
-        weighted.append(np.array([new_scores[i] for i in order], np.float32))
+            picks, picked_scores = _suppress(host_scores[members], overlaps.iou(members), *settings)
+            order, new_scores = members[picks], np.array(picked_scores, np.float32)
+        filled = overlaps.areas[order] > 0
+        kept.append(order[filled])
+        weighted.append(new_scores[filled])
     rows = torch.from_numpy(np.concatenate(kept)).to(masks.device)
     return masks[rows], torch.from_numpy(np.concatenate(weighted)).to(masks.device), category_ids[rows]
 
@@ -101,38 +101,48 @@ def _suppress(
     return picks, picked_scores
 
 
-def pairwise_iou(masks: Tensor, areas: np.ndarray) -> np.ndarray:
-    """IoU of every two masks: (n, H, W) bool and their areas (n,) -> (n, n), float32."""
-    overlap = mask_intersections(masks).astype(np.float32)
-    union = (areas[:, None] + areas[None]).astype(np.float32) - overlap
-    return overlap / (union + np.float32(1e-7))
-
-
-def mask_intersections(masks: Tensor) -> np.ndarray:
-    """Number of pixels that every two masks share: (n, H, W) bool -> (n, n), int64, on the host.
+class MaskOverlaps:
+    """Pixels that masks share.
 
     On a GPU one matrix product of the flattened masks, in pieces small enough for exact float32 counts; on a CPU the
-    masks are packed to bits, a 32nd of the memory to go through.
+    masks are packed to bits, an eighth of the memory to go through, and only pairs that are asked for are compared.
+
+    Attributes:
+        areas: pixels of every mask, (n,), int64.
     """
-    flat = masks.flatten(1)
-    if masks.is_cuda:
-        total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
-        for part in flat.split(PIXELS_PER_PRODUCT, dim=1):
-            part = part.float()
-            total += part @ part.T
-        return total.long().cpu().numpy()
-    result = np.zeros((len(flat), len(flat)), np.int64)
-    packed = _packed(flat.numpy())
-    for row in range(len(packed)):
-        counts = _count_bits(packed[row] & packed[row:])
-        result[row, row:] = result[row:, row] = counts
-    return result
 
+    def __init__(self, masks: Tensor) -> None:
+        """Prepare masks (n, H, W), bool."""
+        flat = masks.flatten(1)
+        self._all, self._packed = None, None
+        if masks.is_cuda:
+            total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=flat.device)
+            for part in flat.split(PIXELS_PER_PRODUCT, dim=1):
+                part = part.float()
+                total += part @ part.T
+            self._all = total.long().cpu().numpy()
+            self.areas = np.diagonal(self._all)
+        else:
+            bits = np.packbits(flat.numpy(), axis=1)
+            self._packed = np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)  # rows of 64-bit words
+            self.areas = _count_bits(self._packed)
 
-def _packed(masks: np.ndarray) -> np.ndarray:
-    """Bool rows (n, P) as rows of 64-bit words, padded with zeros."""
-    bits = np.packbits(masks, axis=1)
-    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+    def intersections(self, members: np.ndarray) -> np.ndarray:
+        """Shared pixels of every two of the masks with the numbers ``members`` (k,): (k, k), int64."""
+        if self._packed is None:
+            return self._all[np.ix_(members, members)]
+        packed = self._packed[members]
+        result = np.zeros((len(members), len(members)), np.int64)
+        for row in range(len(members)):
+            result[row, row:] = result[row:, row] = _count_bits(packed[row] & packed[row:])
+        return result
+
+    def iou(self, members: np.ndarray) -> np.ndarray:
+        """Intersection over union of every two of the masks with the numbers ``members``: (k, k), float32."""
+        overlap = self.intersections(members).astype(np.float32)
+        areas = self.areas[members]
+        union = (areas[:, None] + areas[None]).astype(np.float32) - overlap
+        return overlap / (union + np.float32(1e-7))
 
 
 def _count_bits(words: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from networks.interpolation import resize
 from networks.mask_nms import NmsKind, mask_nms
+from networks.resized_argmax import resized_argmax
 
 MASK_THRESHOLD = 0.5
 TEMPERATURE = 5.0
@@ -55,23 +56,10 @@ def predict_semantic(patch_tokens: Tensor, text: Tensor, size: tuple[int, int] |
     Returns:
         (B, H, W), int64: arg-max of the bilinearly resized logits (align_corners false); the first of equal ones.
 
-    Source: ZUTIS, section 3.2. Categories are resized in groups, so the full-resolution logits never exist at once.
+    Source: ZUTIS, section 3.2. The full-resolution logits never exist.
     """
     logits = semantic_logits(patch_tokens, text)
-    if size is None:
-        return logits.argmax(dim=1)
-    pixels = logits.shape[0] * size[0] * size[1]
-    group = max(CHUNK_ELEMENTS[_device_kind(logits)] // pixels, 1)
-    best, labels = None, None
-    for start in range(0, logits.shape[1], group):
-        values, winners = resize(logits[:, start : start + group].contiguous(), size).max(dim=1)
-        if best is None or labels is None:
-            best, labels = values, winners
-            continue
-        better = values > best  # strictly: the first of equal categories stays
-        labels = torch.where(better, winners + start, labels)
-        best = torch.where(better, values, best)
-    return labels
+    return logits.argmax(dim=1) if size is None else resized_argmax(logits.permute(0, 2, 3, 1), size)
 
 
 @torch.no_grad()
@@ -148,6 +136,8 @@ def binarise(proposals: Tensor, size: tuple[int, int] | None) -> Tensor:
     if size is None or tuple(size) == tuple(proposals.shape[1:]):
         return proposals > MASK_THRESHOLD
     masks = torch.empty(len(proposals), *size, dtype=torch.bool, device=proposals.device)
+    if len(proposals) == 0:  # nothing but background: torch refuses to resize no picture at all
+        return masks
     group = max(CHUNK_ELEMENTS[_device_kind(proposals)] // (size[0] * size[1]), 1)
     for part, target in zip(proposals.split(group), masks.split(group), strict=True):
         torch.gt(resize(part, size), MASK_THRESHOLD, out=target)
