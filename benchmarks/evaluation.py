@@ -186,7 +186,7 @@ def make_outputs(generator: torch.Generator) -> Outputs:
     noise = 0.03 * torch.randn(*GRID, WIDTH, generator=generator)
     tokens = F.normalize(text[labels] + noise, dim=-1)
     centres = torch.rand(NUM_QUERIES, 2, generator=generator) * torch.tensor(GRID)
-    radii = 4 + 14 * torch.rand(NUM_QUERIES, 1, 1, generator=generator)
+    radii = GRID[0] * (0.07 + 0.23 * torch.rand(NUM_QUERIES, 1, 1, generator=generator))
     rows, columns = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
     distance = ((rows - centres[:, 0, None, None]) ** 2 + (columns - centres[:, 1, None, None]) ** 2).sqrt()
     proposals = torch.sigmoid(radii - distance)
