@@ -20,19 +20,18 @@ from evaluation.pictures import segment_pictures as write_pictures
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
 from pseudo_labels.candidates import vote_pseudo_masks
-from pseudo_labels.election import VotingSettings
 from pseudo_labels.features import FeatureSpec, load_feature_network
 from systems.selfmask_encoder import build_network, read_weights
 from systems.selfmask_evaluation import score_benchmark, segment_picture
+from systems.selfmask_options import loop_settings, make_schedule, run_path, voting_settings
 from training.describe import describe_training
 from training.launch import make_fabric
 from training.loop import fit
-from training.loop_settings import LoopSettings, Step
+from training.loop_settings import Step
 from training.run_folder import RunFolder
-from training.schedules import poly_lr
 from training.selfmask_data import SelfMaskBatch, SelfMaskDataset, collate_samples, normalise, read_pseudo_masks
 from training.selfmask_losses import RankingSign, selfmask_criterion
-from training.selfmask_schedule import build_optimizer, released_poly_factor
+from training.selfmask_schedule import build_optimizer
 from utils.config import load_settings, settings_from_dict
 from utils.device import select_device
 from utils.distributed import is_main
@@ -130,18 +129,6 @@ def vote_masks(settings: SelfMaskSettings, run: RunFolder, device: torch.device 
     return path
 
 
-def voting_settings(settings: SelfMaskSettings) -> VotingSettings:
-    """The part of the settings that decides the pseudo-masks."""
-    return VotingSettings(
-        num_clusters=tuple(settings.cluster_counts),
-        shorter_side=settings.cluster_image_side,
-        max_locations=settings.max_locations,
-        remove_long_masks=settings.remove_long_masks,
-        remove_by_area=settings.remove_by_area,
-        seed=settings.seed,
-    )
-
-
 def make_dataset(settings: SelfMaskSettings, masks_path: Path) -> SelfMaskDataset:
     """The augmented training samples of a file of masks."""
     dataset = SelfMaskDataset(
@@ -180,52 +167,6 @@ class SelfMaskStep:
 def count_objects(batch: SelfMaskBatch) -> Tensor:
     """Images of a batch that have an object, (1,)."""
     return batch.masks.flatten(1).any(dim=1).sum()[None]
-
-
-def make_schedule(settings: SelfMaskSettings, dataset: SelfMaskDataset) -> Callable[[int], list[float]]:
-    """Learning rate by steps done: the polynomial decay that was meant ("poly"), or what the release does."""
-    total, base_lr = settings.num_iterations, settings.learning_rate
-    if settings.schedule == "poly":
-        return lambda step: [poly_lr(base_lr, step, total, settings.power, min_lr=0.0)]
-    iters = max(1, dataset.epoch_length // settings.train_loader.batch_size)
-    options = {"iters_per_epoch": iters, "num_epochs": max(1, round(total / iters)), "power": settings.power}
-    return lambda step: [base_lr * released_poly_factor(step, **options)]
-
-
-def loop_settings(settings: SelfMaskSettings) -> LoopSettings:
-    """The part of the settings that the training loop reads."""
-    return LoopSettings(
-        num_iterations=settings.num_iterations,
-        batch_size=settings.train_loader.batch_size,
-        log_interval=settings.log_interval,
-        eval_interval=settings.eval_interval,
-        checkpoint_interval=settings.checkpoint_interval,
-        accumulate_steps=settings.accumulate_steps,
-        max_gradient_norm=settings.max_gradient_norm,
-        precision=settings.precision,
-        device=settings.device,
-        num_workers=settings.train_loader.num_workers,
-        seed=settings.seed,
-        compile=settings.compile,
-        channels_last=settings.channels_last,
-        pin_memory=settings.train_loader.pin_memory,
-    )
-
-
-def run_path(settings: SelfMaskSettings) -> Path:
-    """Folder of a run, `<output_dir>/<name>`; the name is made as in the release if none is given."""
-    if settings.name:
-        return settings.output_dir / settings.name
-    low, high = (int(100 * bound) for bound in settings.scale_range)
-    parts = [
-        f"nq{settings.num_queries}_ndl{settings.num_decoder_layers}",
-        "" if settings.encoder.patch_size == 8 else f"p{settings.encoder.patch_size}",
-        f"sr{low}{high}",
-        settings.image_dir.name if settings.image_dir is not None else "",
-        f"seed{settings.seed}",
-        settings.suffix or "",
-    ]
-    return settings.output_dir / "_".join(part for part in parts if part)
 
 
 def evaluate(settings: SelfMaskSettings, weights: Path) -> dict[str, float]:

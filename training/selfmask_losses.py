@@ -95,8 +95,9 @@ def dice_losses(mask_probs: Tensor, masks: Tensor) -> Tensor:
     pulled = torch.einsum("hy,bhw,wx->byx", rows, masks, columns).flatten(1)  # Uᵀ g, (B, h·w)
     counts = torch.outer(rows.sum(dim=0), columns.sum(dim=0)).flatten()  # Uᵀ 1, (h·w)
     probs = mask_probs.float().flatten(3)  # (B, L, Q, h·w)
-    overlap = torch.einsum("blqn,bn->blq", probs, pulled)
-    predicted = probs @ counts
+    # Plain sums, not matrix products: they add pairwise, so that near ties between queries come out right.
+    overlap = (probs * pulled[:, None, None]).sum(dim=-1)
+    predicted = (probs * counts).sum(dim=-1)
     actual = masks.flatten(1).sum(dim=1)[:, None, None]
     return 1 - (2 * overlap + 1) / (predicted + actual + 1)
 
