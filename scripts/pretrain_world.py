@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = Parser("Teach the world's CLIP and SelfMask from nothing (one to two hours of two cores).")
     parser.add_argument("--output", default="pretrained_world", metavar="DIR", help="default: pretrained_world")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that make pictures (default: 2)")
+    parser.add_argument("--num-threads", type=int, default=2, help="threads of PyTorch in training (default: 2)")
     options = parser.parse_intermixed_args(arguments)
 
     def command() -> None:
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         output_dir = Path(options.output).resolve()
         output_dir.mkdir(parents=True, exist_ok=True)
-        torch.set_num_threads(min(2, torch.get_num_threads()))
+        torch.set_num_threads(options.num_threads)
         with RunLock(output_dir):
-            clip_path = pretrain_clip(output_dir, WorldClipSettings(), num_workers=options.num_workers)
-            selfmask_path = pretrain_selfmask(output_dir, CONFIG, num_workers=options.num_workers)
+            workers = {"num_workers": options.num_workers}
+            clip_path = pretrain_clip(output_dir, WorldClipSettings(), **workers)
+            selfmask_path = pretrain_selfmask(output_dir, CONFIG, **workers, num_threads=options.num_threads)
         logger.info("taught: %s and %s; %s may be deleted", clip_path, selfmask_path, output_dir / "work")
 
     return run_command(command, verbose=options.verbose)

@@ -4,5 +4,6 @@
 set -euo pipefail
 OUT="$(realpath -m "${1:-pretrained_world}")"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export OMP_NUM_THREADS=1 # of the worker processes; the training sets its own
 PYTHON="$(bash scripts/setup.sh)"
 exec "$PYTHON" -m scripts.pretrain_world --output "$OUT"

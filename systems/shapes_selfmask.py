@@ -78,13 +78,14 @@ def feature_words(clip_path: Path, blocks: Sequence[int] = (2, 3, 4)) -> str:
     return f"features=[{networks}]"
 
 
-def pretrain_selfmask(output_dir: Path, config_path: Path, *, num_workers: int = 2) -> Path:
+def pretrain_selfmask(output_dir: Path, config_path: Path, *, num_workers: int = 2, num_threads: int = 2) -> Path:
     """Teach the world's SelfMask, or go on where it was cut off.
 
     Args:
         output_dir: holds ``clip.pt``, receives ``selfmask.pt``, ``selfmask_log.jsonl`` and ``work/``.
         config_path: ``configs/selfmask/shapes.yaml``.
         num_workers: processes that make pictures and run the solver.
+        num_threads: of PyTorch while the network is trained; voting, whose products are small, has one.
 
     Returns:
         Path of ``selfmask.pt``.
@@ -96,9 +97,11 @@ def pretrain_selfmask(output_dir: Path, config_path: Path, *, num_workers: int =
     options = {"image_size": PICTURE_SIZE, "seed": WORLD_SEED, "num_workers": num_workers}
     image_dir = make_world(work_dir / "world", num_pass=NUM_PICTURES, **options).pass_dir / "images"
     voting = load_shapes_settings(config_path, work_dir, image_dir, clip_path, "name=votes", feature_words(clip_path))
+    torch.set_num_threads(1)
     votes_path = selfmask.vote_masks(voting, RunFolder(selfmask.run_path(voting)), torch.device("cpu"))
     refined_path = refine_votes(votes_path, work_dir / "refined_votes.json", image_dir, num_workers=num_workers)
     words = ("name=selfmask", "features=[]", f"pseudo_mask_path={refined_path}")
+    torch.set_num_threads(num_threads)
     run = selfmask.train(load_shapes_settings(config_path, work_dir, image_dir, clip_path, *words))
     state = read_state_dict(run.final_model_path)
     save_compressed(round_weights(state), path)
