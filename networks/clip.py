@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from networks.checkpoints import CLIP_SCALARS, load_strict, read_state_dict
 from networks.tokenizer import tokenize
+from utils.download import fetch
 from utils.errors import UserError, WeightsError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -291,8 +292,6 @@ def load_clip(
     if name.startswith(OPEN_CLIP_PREFIX):
         clip = _load_open_clip(name[len(OPEN_CLIP_PREFIX) :], half)
     elif name in OPENAI_MODELS:
-        from utils.download import fetch
-
         path = fetch(name)
         clip = clip_from_state_dict(read_state_dict(path), half=half, towers=towers, source=str(path))
     elif Path(name).exists():
