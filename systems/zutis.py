@@ -74,10 +74,11 @@ def train(settings: ZutisSettings, *, resume: str = "auto", dry_run: bool = Fals
         _describe(settings, names, run)
         return run
     fabric = make_fabric(settings.device, settings.precision)
-    seed_everything(settings.seed)
     benchmark = stages.open_benchmark(settings, names) if settings.evaluates_in_training else None
     archive = stages.build_archive(settings, names, run)
     archive, masks = stages.build_pseudo_masks(settings, archive, run)
+    # Here and not earlier: which stages had work to do must not change the initial weights.
+    seed_everything(settings.seed)
     network, text = build_from_clip(settings, names)
     text = text.to(fabric.device)
     optimizer, options = make_optimizer(network, settings), settings.optimiser
