@@ -8,11 +8,14 @@ from PIL import Image
 
 from datasets.saliency import LAYOUTS
 from networks.clip import ClipDimensions, create_clip
+from networks.selfmask import SelfMask
 from networks.vit import VisionTransformer
 from systems import selfmask
 from systems.selfmask_encoder import build_network
 from tests.pseudo_labels.voting_run import write_pictures
+from training.loop_settings import Step
 from training.metric_log import read_metrics
+from training.selfmask_data import collate_samples
 from utils.config import load_settings
 from utils.errors import ConfigError, DataError, WeightsError
 
@@ -115,6 +118,26 @@ def test_scores_during_and_after_training(world):
     assert scores["ub_iou"] >= scores["iou"]
     (path,) = (world / "runs").glob("evaluation_*/results.json")
     assert "8 pictures at original size" in json.loads(path.read_text())["protocol"][0]
+
+
+@pytest.mark.parametrize("empty", [[1], [0, 1], [0, 1, 2, 3]])
+def test_parts_of_a_step_add_up_to_the_whole_batch(empty):
+    torch.manual_seed(0)
+    network = SelfMask(width=64, num_queries=3, num_layers=1, num_decoder_layers=2, native_grid=2)
+    rng = np.random.default_rng(0)
+    samples = [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), rng.random((16, 16)) > 0.5) for _ in range(4)]
+    samples = [(image, mask & (number not in empty)) for number, (image, mask) in enumerate(samples)]
+
+    def mean_loss(*batches):
+        mean_counts = torch.stack([selfmask.count_objects(batch).float() for batch in batches]).mean(0)
+        step = Step(0, len(batches), mean_counts)
+        return torch.stack([selfmask.SelfMaskStep()(network, batch, step)["loss"] for batch in batches]).mean()
+
+    whole = mean_loss(collate_samples(samples))
+    parts = mean_loss(collate_samples(samples[:2]), collate_samples(samples[2:]))
+    assert torch.isfinite(whole)
+    assert (float(whole.detach()) == 0) == (len(empty) == 4)
+    assert torch.allclose(whole, parts, rtol=1e-5)
 
 
 def test_dry_run_writes_nothing(world, caplog):
