@@ -104,6 +104,28 @@ def read_annotations(path: Path) -> dict[str, Any]:
     return document
 
 
+def annotated_names(root: Path, split: str) -> list[str] | None:
+    """Names of a dataset in COCO's layout that has categories of its own.
+
+    Args:
+        root: dataset folder.
+        split: "val" or "train".
+
+    Returns:
+        Background and the annotation file's names by ascending id; None if there is no file, or if the file is COCO's:
+        an id has the name that COCO gives it, or names are only numbers.
+    """
+    path = root / "annotations" / f"instances_{split_name(split)}.json"
+    if not path.is_file():
+        return None
+    names = {int(category["id"]): str(category["name"]) for category in read_annotations(path)["categories"]}
+    table = category_table("coco2017")
+    coco_names = dict(zip(table.raw_category_ids, table.names, strict=True))
+    if any(coco_names.get(number) == name or name.isdecimal() for number, name in names.items()):
+        return None
+    return [BACKGROUND, *(names[number] for number in sorted(names))]
+
+
 def choose_table(annotations: Mapping[str, Any], path: Path, categories: Sequence[str] | None) -> CategoryTable:
     """COCO's own category table, or one for other names with their ids in the annotation file.
 

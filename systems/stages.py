@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.base import Benchmark
 from datasets.build import build_benchmark
+from datasets.coco import annotated_names
 from datasets.metadata import BACKGROUND, benchmark_table
 from networks.checkpoints import read_state_dict
 from networks.clip import ClipModel, load_clip
@@ -45,7 +46,7 @@ def category_names(settings: ZutisSettings) -> list[str]:
     if settings.dataset_name is not None:
         table = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
     if settings.categories is None:
-        return table or []
+        return _annotated_names(settings) or table or []
     names = [name for name in settings.categories if name != BACKGROUND]
     names = [BACKGROUND, *names]
     # COCO's layout carries its names in the annotation file, so a folder in that layout may have its own categories.
@@ -54,6 +55,16 @@ def category_names(settings: ZutisSettings) -> list[str]:
             f"categories: the {len(names)} names differ from the {len(table)} of the benchmark {settings.dataset_name} "
             f"({_difference(names, table)}). Leave 'categories' out to use the benchmark's own, in its order."
         )
+    return names
+
+
+def _annotated_names(settings: ZutisSettings) -> list[str] | None:
+    """Names that a folder in COCO's layout brings along in place of COCO's own; None for COCO and all others."""
+    if settings.dataset_name != "coco2017" or settings.benchmark_dir is None:
+        return None
+    names = annotated_names(settings.benchmark_dir, settings.split)
+    if names is not None:
+        logger.info("categories: the %d names of the annotation file, which are not COCO's", len(names) - 1)
     return names
 
 
