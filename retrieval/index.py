@@ -23,6 +23,7 @@ from utils.errors import DataError
 
 LAYOUTS = ("auto", "imagenet", "flat")
 _NUMBER = re.compile(r"(\d+)\.npy$")
+MAPS_KEPT = 256  # mapped files at a time; mapping again costs page faults
 _FLOATS = (np.dtype(np.float16), np.dtype(np.float32))
 
 
@@ -149,6 +150,7 @@ class EmbeddingFolder:
         self._starts = list(itertools.accumulate((num_rows for num_rows, _ in headers), initial=0))
         self._image_dir = image_dir or (manifest.image_dir if manifest else None)
         self._layout = layout
+        self._maps: dict[int, NDArray[Any]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -187,12 +189,21 @@ class EmbeddingFolder:
         return [_full_path(self._image_dir, found[int(row)], self._layout) for row in rows]
 
     def _map(self, number: int) -> NDArray[Any]:
-        path = self._parts[number][0]
-        try:
-            part = np.load(path, mmap_mode="c", allow_pickle=False)  # private: torch wants writable memory
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error}). Make or download it again.") from error
-        return np.asarray(part)
+        part = self._maps.pop(number, None)
+        if part is None:
+            part = _map_file(self._parts[number][0])
+        self._maps[number] = part  # the latest last
+        if len(self._maps) > MAPS_KEPT:
+            del self._maps[next(iter(self._maps))]
+        return part
+
+
+def _map_file(path: Path) -> NDArray[Any]:
+    try:
+        part = np.load(path, mmap_mode="c", allow_pickle=False)  # private: torch wants writable memory
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Make or download it again.") from error
+    return np.asarray(part)
 
 
 def _check_complete(folder: Path, num_images: int, num_parts: int) -> None:
@@ -273,16 +284,18 @@ def _read_paths(path: Path, rows: Sequence[int]) -> list[str]:
     column = "image_path" if "image_path" in file.schema_arrow.names else "url"
     sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     starts = list(itertools.accumulate(sizes, initial=0))
-    found: list[str] = []
+    groups, inside, offset = [], [], 0
     for group, (first, end) in enumerate(itertools.pairwise(starts)):
-        inside = [row - first for row in rows if first <= row < end]
-        if inside:
-            try:
-                values = file.read_row_group(group, columns=[column]).column(0)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path}: damaged ({error}). Make or download it again.") from error
-            found.extend(str(value) for value in values.take(inside).to_pylist())
-    return found
+        low, high = bisect.bisect_left(rows, first), bisect.bisect_left(rows, end)
+        if low < high:
+            groups.append(group)
+            inside += [row - first + offset for row in rows[low:high]]
+            offset += sizes[group]
+    try:
+        values = file.read_row_groups(groups, columns=[column]).column(0)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: damaged ({error}). Make or download it again.") from error
+    return [str(value) for value in values.take(inside).to_pylist()]
 
 
 def open_index(path: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto") -> EmbeddingFolder:

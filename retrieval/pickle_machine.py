@@ -81,6 +81,10 @@ class PickleMachine:
             while True:
                 code = data[self.position]
                 self.position += 1
+                if code == 0x94:  # MEMOIZE, by far the most frequent: no call
+                    self.memo[self.memo_size] = self.stack[-1]
+                    self.memo_size += 1
+                    continue
                 if code == 0x2E:  # STOP
                     if not self.stack:
                         raise IndexError("nothing to return")
@@ -195,11 +199,6 @@ def _short_text(machine: PickleMachine) -> None:
 def _small_number(machine: PickleMachine) -> None:
     machine.stack.append(machine.data[machine.position])
     machine.position += 1
-
-
-def _memoize(machine: PickleMachine) -> None:
-    machine.memo[machine.memo_size] = machine.stack[-1]
-    machine.memo_size += 1
 
 
 def _get(machine: PickleMachine) -> None:
@@ -325,7 +324,6 @@ _BY_NAME: dict[bytes, Callable[[PickleMachine], None]] = {
     b"\x93": _stack_global,
     b"R": PickleMachine.call,
     b"Q": _persistent,
-    b"\x94": _memoize,
     b"q": lambda machine: machine.remember(machine.number(1)),
     b"r": lambda machine: machine.remember(machine.number(4)),
     b"h": _get,

@@ -131,7 +131,7 @@ class _Candidates:
         factor = (text.shape[1] + 8) * 2.0**-23 + (0.0 if is_exact else 2.0**-7)
         self.doubt = torch.from_numpy(norms * factor).float().to(device) * 1.0001  # (K,)
         self.threshold = torch.full((len(text),), -torch.inf, device=device)
-        self.found: list[tuple[Tensor, ...]] = []  # category, row, score, and how far that may be off
+        self.found: list[tuple[NDArray[Any], ...]] = []  # category, row, score, and how far that may be off
         self.num_found = 0
         self.limit = max(4 * len(text) * num_images, 1 << 16)
         self._images = self._scores = torch.empty(0)
@@ -148,8 +148,10 @@ class _Candidates:
             lower = scores.topk(self.num_images, dim=0).values[-1] - doubt
             self.threshold = torch.maximum(self.threshold, lower)
             places = _nonzero(scores >= self.threshold - doubt)
-        categories = places % len(self.text)
-        self.found.append((categories, places // len(self.text) + first, scores.flatten()[places], doubt[categories]))
+        near = (scores.flatten()[places], doubt[places % len(self.text)])
+        places = places.cpu().numpy()
+        rows, categories = np.divmod(places, len(self.text))
+        self.found.append((categories, rows + first, *(values.cpu().numpy() for values in near)))
         self.num_found += len(places)
         if self.num_found > self.limit:
             self._tighten()
@@ -174,25 +176,27 @@ class _Candidates:
 
     def _tighten(self) -> None:
         """Raise the thresholds to what is known now, and drop the pairs below them."""
-        categories, rows, scores, doubts = (torch.cat(parts) for parts in zip(*self.found, strict=True))
-        order = torch.argsort(scores - doubts, descending=True)
-        order = order[torch.argsort(categories[order], stable=True)]
-        counts = torch.bincount(categories, minlength=len(self.text))
-        place = counts.cumsum(0) - counts + self.num_images - 1  # of the n-th best of each category
-        lower = (scores - doubts)[order[place.clamp(max=len(order) - 1)]]
-        lower = torch.where(counts >= self.num_images, lower, -torch.inf)
-        self.threshold = torch.maximum(self.threshold, lower)
-        kept = scores + doubts >= self.threshold[categories]
+        categories, rows, scores, doubts = (np.concatenate(parts) for parts in zip(*self.found, strict=True))
+        order = np.argsort(doubts - scores)
+        narrow = np.uint16 if len(self.text) < 1 << 16 else np.int64  # numpy sorts 16 bits by radix
+        order = order[np.argsort(categories[order].astype(narrow), kind="stable")]
+        counts = np.bincount(categories, minlength=len(self.text))
+        place = np.cumsum(counts) - counts + self.num_images - 1  # of the n-th best of each category
+        lower = (scores - doubts)[order[np.minimum(place, len(order) - 1)]]
+        lower = np.where(counts >= self.num_images, lower, np.float32(-np.inf))
+        threshold = np.maximum(self.threshold.cpu().numpy(), lower)
+        kept = scores + doubts >= threshold[categories]
         self.found = [(categories[kept], rows[kept], scores[kept], doubts[kept])]
         self.num_found = int(kept.sum())
+        self.threshold = torch.from_numpy(threshold).to(self.device)
 
     def finish(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Category and row of every remaining pair."""
         if not self.found:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        self._tighten()
-        categories, rows = self.found[0][:2]
-        return categories.cpu().numpy(), rows.cpu().numpy()
+        if any(len(part[0]) for part in self.found):
+            self._tighten()
+        return self.found[0][:2]
 
 
 def _nonzero(mask: Tensor) -> Tensor:

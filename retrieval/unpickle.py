@@ -33,6 +33,7 @@ _STORAGE_TYPES = {
 }
 _TORCH_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # the first pickle of every older torch.save file
 _ZIP_MAGIC = b"PK\x03\x04"
+_INT = {int}
 logger = get_logger(__name__)
 
 
@@ -205,7 +206,7 @@ def read_tensor_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _rebuild_tensor(storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
     numbers = (offset, *shape, *stride)
-    if type(storage) is not Storage or len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+    if type(storage) is not Storage or len(shape) != len(stride) or set(map(type, numbers)) != _INT or min(numbers) < 0:
         raise TypeError("a tensor without numbers")
     return StoredTensor(storage, offset, shape, stride)
 
