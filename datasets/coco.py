@@ -113,7 +113,7 @@ def annotated_names(root: Path, split: str) -> list[str] | None:
 
     Returns:
         Background and the annotation file's names by ascending id; None if there is no file, or if the file is COCO's:
-        an id has the name that COCO gives it, or names are only numbers.
+        at least half of its ids have the name that COCO gives them, or names are only numbers.
     """
     path = root / "annotations" / f"instances_{split_name(split)}.json"
     if not path.is_file():
@@ -121,7 +121,8 @@ def annotated_names(root: Path, split: str) -> list[str] | None:
     names = {int(category["id"]): str(category["name"]) for category in read_annotations(path)["categories"]}
     table = category_table("coco2017")
     coco_names = dict(zip(table.raw_category_ids, table.names, strict=True))
-    if any(coco_names.get(number) == name or name.isdecimal() for number, name in names.items()):
+    num_alike = sum(coco_names.get(number) == name or name.isdecimal() for number, name in names.items())
+    if 2 * num_alike >= len(names):
         return None
     return [BACKGROUND, *(names[number] for number in sorted(names))]
 
