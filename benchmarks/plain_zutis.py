@@ -85,8 +85,9 @@ def plain_mask_loss(proposals: Tensor, masks: Tensor, num_images: int) -> Tensor
     """Mask loss of one picture and one decoder layer: proposals (Q, h, w) with graph, masks (n, H, W)."""
     resized = F.interpolate(proposals[None], size=masks.shape[1:], mode="bilinear")[0].flatten(1)  # (Q, H·W)
     targets = masks.float().flatten(1)
-    if resized.min() < 0 or resized.max() > 1:
+    if resized.min() < 0 or resized.max() > 1 + 1e-6:
         raise RuntimeError("proposals are probabilities")
+    resized = resized.clamp(max=1)
     overlap = (resized[:, None] * targets[None]).sum(dim=-1)  # (Q, n)
     dice = 1 - (2 * overlap + 1) / (resized.sum(dim=1)[:, None] + targets.sum(dim=1)[None] + 1)
     shape = (len(resized), *targets.shape)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from benchmarks.harness import Context, Measurement, benchmark
 from benchmarks.plain_zutis import plain_instances
-from networks.zutis_prediction import predict_instances, predict_semantic, resize, semantic_logits
+from networks.interpolation import resize
+from networks.zutis_prediction import predict_instances, predict_semantic, semantic_logits
 
 SIZE, GRID, QUERIES, CATEGORIES, DIMENSION = (480, 640), (60, 80), 100, 81, 512
 
@@ -79,6 +80,8 @@ def make_outputs(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     distance = ((rows - centre[:, 0]) ** 2 + (columns - centre[:, 1]) ** 2).sqrt()
     proposals = (radius - distance).sigmoid()
     text = F.normalize(torch.randn(CATEGORIES, DIMENSION, generator=generator), dim=-1)
-    labels = torch.randint(0, 12, (6, 8), generator=generator).repeat_interleave(10, 0).repeat_interleave(10, 1)
+    side = GRID[0] // 6
+    regions = torch.randint(0, 12, (6, GRID[1] // side + 1), generator=generator)
+    labels = regions.repeat_interleave(side, 0).repeat_interleave(side, 1)[: GRID[0], : GRID[1]]
     noise = torch.randn(*GRID, DIMENSION, generator=generator) * DIMENSION**-0.5
     return proposals, F.normalize(text[labels] + noise, dim=-1), text

@@ -26,14 +26,15 @@ from networks.zutis import Zutis
 from training.losses import zutis_criterion
 from training.optimizers import zutis_optimizer
 
+ENCODER = {"width": 768, "num_layers": 12, "patch_size": 16, "native_grid": 14, "embed_dim": DIMENSION}
+
 
 @benchmark("train_step")
 def measure(context: Context) -> Iterator[Measurement]:
     """Seconds per step, and how they compare with the matrix products of the network alone."""
     torch.manual_seed(context.seed)
     generator = context.generator()
-    encoder = ClipVitEncoder(width=768, num_layers=12, patch_size=16, native_grid=14, embed_dim=DIMENSION)
-    network = Zutis(encoder).train()
+    network = Zutis(ClipVitEncoder(**ENCODER)).train()
     images = torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
     text = F.normalize(torch.randn(CATEGORIES, DIMENSION, generator=generator), dim=-1)
     targets = make_targets(generator)
@@ -63,9 +64,7 @@ def measure(context: Context) -> Iterator[Measurement]:
 class Step:
     """The step that training takes."""
 
-    def __init__(
-        self, network: Zutis, images: Tensor, text: Tensor, masks: list[Tensor], semantic: Tensor
-    ) -> None:
+    def __init__(self, network: Zutis, images: Tensor, text: Tensor, masks: list[Tensor], semantic: Tensor) -> None:
         """Keep a batch and make the optimiser."""
         self.network, self.images, self.text, self.masks, self.semantic = network, images, text, masks, semantic
         self.optimizer = zutis_optimizer(network.parameter_groups())

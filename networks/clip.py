@@ -7,132 +7,28 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg, convert_weights_to_lp
 from open_clip.transform import PreprocessCfg, image_transform_v2
-from PIL import Image
 from torch import Tensor, nn
 
 from networks.checkpoints import CLIP_SCALARS, load_strict, read_state_dict
+from networks.clip_dimensions import OPENAI_MODELS, TOWERS, ClipDimensions
+from networks.clip_preprocessing import CLIP_MEAN, CLIP_STD, ClipPreprocessing, preprocess_image
 from networks.tokenizer import tokenize
 from utils.download import fetch
 from utils.errors import UserError, WeightsError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-OPENAI_MODELS = (
-    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
-)  # fmt: skip
+__all__ = [
+    "CLIP_MEAN", "CLIP_STD", "OPENAI_MODELS", "TOWERS", "ClipDimensions", "ClipModel", "ClipPreprocessing",
+    "clip_from_state_dict", "create_clip", "load_clip", "preprocess_image", "wrap_open_clip",
+]  # fmt: skip
 OPEN_CLIP_PREFIX = "open_clip:"
-TOWERS = ("image", "text")
 _TEXT_PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection", "logit_scale")
-_SMALLEST_VISION = {"image_resolution": 1, "vision_layers": 0, "vision_width": 64, "vision_patch_size": 1}
-_SMALLEST_TEXT = {
-    "context_length": 1, "vocab_size": 1, "transformer_width": 64, "transformer_heads": 1, "transformer_layers": 1,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ClipDimensions:
-    """Sizes of a CLIP of OpenAI's kind; all can be read from its weights.
-
-    Attributes:
-        vision_layers: number of transformer blocks, or four block counts of a ResNet.
-        vision_patch_size: side of a patch in pixels; None for a ResNet.
-        image_resolution: side of the square input in pixels.
-        embed_dim: dimension D of the joint space.
-    """
-
-    embed_dim: int
-    image_resolution: int
-    vision_layers: int | tuple[int, ...]
-    vision_width: int
-    vision_patch_size: int | None
-    context_length: int
-    vocab_size: int
-    transformer_width: int
-    transformer_heads: int
-    transformer_layers: int
-
-    @classmethod
-    def from_state_dict(
-        cls, state_dict: dict[str, Tensor], *, towers: Sequence[str] = TOWERS, source: str = "the checkpoint"
-    ) -> ClipDimensions:
-        """Read the sizes from the shapes of a checkpoint in OpenAI's names; WeightsError if it is not one.
-
-        A tower that is not asked for gets the smallest possible sizes.
-        """
-        shapes = {name: tuple(value.shape) for name, value in state_dict.items()}
-        try:
-            vision = _vision_dimensions(shapes) if "image" in towers else dict(_SMALLEST_VISION)
-            text = _text_dimensions(shapes) if "text" in towers else dict(_SMALLEST_TEXT)
-        except KeyError as error:
-            raise WeightsError(
-                f"{source}: these are not CLIP weights in OpenAI's names: {error} is missing. Give an OpenAI CLIP "
-                f"file, one of the names {', '.join(OPENAI_MODELS)}, or open_clip:ARCHITECTURE/WEIGHTS."
-            ) from error
-        return cls(**{**vision, **text, "embed_dim": text.get("embed_dim") or vision["embed_dim"]})
-
-
-def _count(shapes: dict[str, tuple[int, ...]], prefix: str) -> int:
-    return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
-
-
-def _text_dimensions(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    width = shapes["ln_final.weight"][0]
-    return {
-        "embed_dim": shapes["text_projection"][1],
-        "context_length": shapes["positional_embedding"][0],
-        "vocab_size": shapes["token_embedding.weight"][0],
-        "transformer_width": width,
-        "transformer_heads": max(width // 64, 1),
-        "transformer_layers": _count(shapes, "transformer.resblocks."),
-    }
-
-
-def _vision_dimensions(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
-    if "visual.proj" in shapes:
-        width, _, _, patch = shapes["visual.conv1.weight"]
-        grid = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-        return {
-            "embed_dim": shapes["visual.proj"][1],
-            "image_resolution": grid * patch,
-            "vision_layers": _count(shapes, "visual.transformer.resblocks."),
-            "vision_width": width,
-            "vision_patch_size": patch,
-        }
-    width = shapes["visual.layer1.0.conv1.weight"][0]
-    grid = round((shapes["visual.attnpool.positional_embedding"][0] - 1) ** 0.5)
-    return {
-        "embed_dim": shapes["visual.attnpool.c_proj.weight"][0],
-        "image_resolution": grid * 32,
-        "vision_layers": tuple(_count(shapes, f"visual.layer{i}.") for i in (1, 2, 3, 4)),
-        "vision_width": width,
-        "vision_patch_size": None,
-    }
-
-
-@dataclass(frozen=True)
-class ClipPreprocessing:
-    """How a picture becomes the input of an image tower; can be sent to loader processes."""
-
-    resolution: int
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    transform: Callable[[Image.Image], Tensor] | None = field(default=None, compare=False)
-
-    def __call__(self, image: Image.Image | np.ndarray) -> Tensor:
-        """(H, W, 3) uint8 array or PIL picture -> (3, R, R) float32."""
-        if self.transform is None:
-            return preprocess_image(image, self.resolution, mean=self.mean, std=self.std)
-        return self.transform(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
 
 class ClipModel(nn.Module):
@@ -361,34 +257,3 @@ def _probe_embed_dim(model: nn.Module, size: int) -> int:
     features = model.eval().encode_image(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     model.train(was_training)
     return features.shape[-1]
-
-
-def preprocess_image(
-    image: Image.Image | np.ndarray,
-    resolution: int,
-    *,
-    mean: Sequence[float] = CLIP_MEAN,
-    std: Sequence[float] = CLIP_STD,
-) -> Tensor:
-    """Prepare a picture for an image tower.
-
-    Args:
-        image: PIL picture of any mode, or RGB array (H, W, 3), uint8.
-        resolution: side R of the network's input.
-        mean, std: per channel, for values in [0, 1].
-
-    Returns:
-        (3, R, R), float32: shorter side resized to R (bicubic, antialiased), centre crop, RGB, normalised.
-
-    Source: CLIP's own preprocessing; resizing and cropping come before the conversion to RGB.
-    """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    width, height = picture.size
-    shorter = min(width, height)
-    if shorter != resolution:
-        width, height = (resolution if s == shorter else int(resolution * s / shorter) for s in (width, height))
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - resolution) / 2), round((height - resolution) / 2)
-    picture = picture.crop((left, top, left + resolution, top + resolution)).convert("RGB")
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
-    return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)

@@ -5,6 +5,8 @@ Parameter names are those of the published checkpoints. Next: ``query_decoder.py
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -76,7 +78,7 @@ class FeedForward(nn.Module):
         """Create ``num_layers`` linear layers: in -> hidden -> ... -> hidden -> out."""
         super().__init__()
         widths = [in_width] + [hidden_width] * (num_layers - 1) + [out_width]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layers to the last axis: (..., in) -> (..., out)."""

@@ -222,7 +222,9 @@ def zutis_from_state_dict(
                 stop_gradient=stop_gradient,
             )
     except KeyError as error:
-        raise WeightsError(f"{source}: the entry {error} of a ZUTIS segmenter is missing; is the file cut off?") from error
+        raise WeightsError(
+            f"{source}: the entry {error} of a ZUTIS segmenter is missing; is the file cut off?"
+        ) from error
     network.to_empty(device="cpu")
     load_strict(network, state_dict, source=source)
     return network.eval()

@@ -129,17 +129,22 @@ class _ResizedBce(torch.autograd.Function):
         """Proposals (K, h, w), masks (n, H, W), row of every proposal's mask (K) -> scalar."""
         size = tuple(masks.shape[1:])
         num_pixels = size[0] * size[1]
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient = torch.empty_like(proposals) if needs_gradient else None
+        gradient = torch.empty_like(proposals) if ctx.needs_input_grad[0] else None
         total = proposals.new_zeros((), dtype=torch.float64)
         group = max(_chunk_elements(proposals) // num_pixels, 1)
         for start in range(0, len(proposals), group):
             part = slice(start, start + group)
-            p, g = resize(proposals[part], size), masks[rows[part]].float()
-            total += F.binary_cross_entropy(p, g, reduction="none").sum(dim=(1, 2)).double().sum()
-            if gradient is not None:
-                spread = (1 - p).mul_(p).clamp_(min=1e-12)
-                gradient[part] = resize_adjoint(p.sub_(g).div_(spread), proposals.shape[-2:])
+            with torch.enable_grad():
+                small = proposals[part].detach().requires_grad_()
+                resized = resize(small, size)
+                # Mixtures of ones may be 1 + rounding. Gradients at exact 0 and 1 are so large that they have to go
+                # back through the very weights of the resize: those of a matrix differ by rounding.
+                p = resized.detach().clamp_(0, 1).requires_grad_()
+                loss = F.binary_cross_entropy(p, masks[rows[part]].float(), reduction="none").sum(dim=(1, 2)).sum()
+                if gradient is not None:
+                    (slope,) = torch.autograd.grad(loss, p)
+                    (gradient[part],) = torch.autograd.grad(resized, small, slope)
+            total += loss.detach().double()
         if gradient is not None:
             ctx.save_for_backward(gradient.div_(num_pixels))
         return (total / num_pixels).to(proposals.dtype)

@@ -72,7 +72,7 @@ def pairwise_bce(proposals: Tensor, instances: Tensor) -> Tensor:
     group = max(CHUNK_ELEMENTS["cuda" if flat.is_cuda else "cpu"] // num_pixels, 1)
     costs = []
     for part in flat.split(group):
-        inside = resize(part, size).flatten(1)  # (P', H·W)
+        inside = resize(part, size).flatten(1).clamp_(0, 1)  # (P', H·W); mixtures of ones may be 1 + rounding
         outside = (1 - inside).log_().clamp_(min=LOG_FLOOR)
         base = outside.sum(dim=1)
         gain = inside.log_().clamp_(min=LOG_FLOOR).sub_(outside)
@@ -98,7 +98,9 @@ def match_masks(mask_proposals: Tensor, instance_masks: Sequence[Tensor]) -> lis
     Source: ZUTIS, section 3.3, after DETR. All costs reach the host in one copy.
     """
     costs = []
-    present = torch.stack([masks.any() if len(masks) else masks.new_zeros((), dtype=torch.bool) for masks in instance_masks])
+    present = torch.stack(
+        [masks.any() if len(masks) else masks.new_zeros((), dtype=torch.bool) for masks in instance_masks]
+    )
     has_objects = present.tolist()
     for proposals, masks, has in zip(mask_proposals.float(), instance_masks, has_objects, strict=True):
         if has:

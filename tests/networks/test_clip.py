@@ -48,9 +48,9 @@ def test_a_tower_alone_gives_the_same_and_refuses_the_other() -> None:
     with torch.inference_mode():
         assert torch.equal(image.encode_image(pixels), clip.encode_image(pixels))
         assert torch.equal(text.encode_text(tokenize(NAMES)), clip.encode_text(tokenize(NAMES)))
-    with pytest.raises(ValueError, match="without its text tower"):
+    with pytest.raises(ValueError, match=r"without its text tower"):
         image.encode_text(tokenize(NAMES))
-    with pytest.raises(ValueError, match="without its image tower"):
+    with pytest.raises(ValueError, match=r"without its image tower"):
         text.encode_image(pixels)
 
 
@@ -136,16 +136,16 @@ def test_bad_names_and_templates_are_named(names: list[str], templates: list[str
 
 
 def test_unknown_models_are_refused_with_the_choices(tmp_path) -> None:
-    with pytest.raises(UserError, match="'ViT-B16' is neither a CLIP nor a file. Did you mean 'ViT-B/16'"):
+    with pytest.raises(UserError, match=r"'ViT-B16' is neither a CLIP nor a file. Did you mean 'ViT-B/16'"):
         load_clip("ViT-B16")
-    with pytest.raises(UserError, match="open_clip has no architecture 'ViT-Q-16'; nearest: ViT-"):
+    with pytest.raises(UserError, match=r"open_clip has no architecture 'ViT-Q-16'; nearest: ViT-"):
         load_clip("open_clip:ViT-Q-16/openai")
-    with pytest.raises(UserError, match="expected a file or a pretrained tag of ViT-B-16 .* received 'nonsense'; tags"):
+    with pytest.raises(UserError, match=r"expected a file or a pretrained tag of ViT-B-16 .* 'nonsense'; tags"):
         load_clip("open_clip:ViT-B-16/nonsense")
-    with pytest.raises(UserError, match="expected a file or a pretrained tag of ViT-B-16 .* received ''"):
+    with pytest.raises(UserError, match=r"expected a file or a pretrained tag of ViT-B-16 .* received ''"):
         load_clip("open_clip:ViT-B-16")
     torch.save({"query_embed": torch.zeros(2, 2)}, tmp_path / "other.pt")
-    with pytest.raises(WeightsError, match="other.pt: these are not CLIP weights in OpenAI's names"):
+    with pytest.raises(WeightsError, match=r"other.pt: these are not CLIP weights in OpenAI's names"):
         load_clip(tmp_path / "other.pt")
 
 
@@ -154,7 +154,7 @@ def test_weights_of_another_shape_are_named(tmp_path) -> None:
     state_dict["visual.ln_post.weight"] = torch.ones(3)
     del state_dict["ln_final.bias"]
     torch.save(state_dict, tmp_path / "clip.pt")
-    with pytest.raises(WeightsError, match="clip.pt") as caught:
+    with pytest.raises(WeightsError, match=r"clip.pt") as caught:
         load_clip(tmp_path / "clip.pt")
     assert "ln_final.bias" in str(caught.value)
     assert "visual.ln_post.weight" in str(caught.value)

@@ -88,7 +88,7 @@ def test_key_biases_get_next_to_no_gradient() -> None:
     (proposals * torch.randn_like(proposals)).sum().backward()
     for name, parameter in network.decoder.named_parameters():
         if name.endswith("in_proj_bias"):
-            query, key, value = parameter.grad.chunk(3)
+            _, key, value = parameter.grad.chunk(3)
             assert key.norm() < 1e-4 * value.norm(), name
 
 
@@ -185,7 +185,7 @@ def test_position_embeddings_describe_themselves() -> None:
     table = torch.randn(17, 6)
     assert torch.equal(resample_position_embedding(table, (3, 5))[0, 0], table[0])
     assert not torch.allclose(resample_position_embedding(table, (4, 4))[0], table, atol=1e-3)  # never the identity
-    with pytest.raises(ValueError, match="a table with 16 rows"):
+    with pytest.raises(ValueError, match=r"a table with 16 rows"):
         resample_position_embedding(table[:16], (4, 4))
     sine = position_sine((3, 5), 8)
     assert sine.shape == (16, 3, 5)
@@ -198,9 +198,9 @@ def test_wrong_inputs_are_named() -> None:
         tiny_zutis()(torch.randn(1, 3, 7, 30))
     with pytest.raises(ValueError, match=r"width \(64\) must be a multiple of num_heads \(5\)"):
         tiny_zutis(num_heads=5)
-    with pytest.raises(UserError, match="its image tower pools with attention.*still be used for retrieval"):
+    with pytest.raises(UserError, match=r"its image tower pools with attention.*still be used for retrieval"):
         encoder_from_visual(tiny_gelu_clip(attentional_pool=True).visual)
-    with pytest.raises(UserError, match="its image tower is a Linear"):
+    with pytest.raises(UserError, match=r"its image tower is a Linear"):
         encoder_from_visual(nn.Linear(2, 2))
 
 
@@ -209,10 +209,10 @@ def test_wrong_checkpoints_are_named() -> None:
     with pytest.raises(WeightsError, match=r"clip.pt: these are not weights of a ZUTIS segmenter.*found visual.proj"):
         zutis_from_state_dict({"visual.proj": torch.zeros(2, 2)}, source="clip.pt")
     missing = {name: value for name, value in state_dict.items() if name != "ffn1.layers.0.weight"}
-    with pytest.raises(WeightsError, match="a.pt: the entry 'ffn1.layers.0.weight' of a ZUTIS segmenter is missing"):
+    with pytest.raises(WeightsError, match=r"a.pt: the entry 'ffn1.layers.0.weight' of a ZUTIS segmenter is missing"):
         zutis_from_state_dict(missing, num_heads=4, source="a.pt")
     extra = {**state_dict, "decoder.layers.0.norm9.weight": torch.zeros(2)}
-    with pytest.raises(WeightsError, match="norm9"):
+    with pytest.raises(WeightsError, match=r"norm9"):
         zutis_from_state_dict(extra, num_heads=4)
 
 

@@ -49,7 +49,9 @@ def run_tokenizer(case: Case, weights: Arrays) -> Arrays:
 @adapter("zutis_clip_text")
 def run_clip_text(case: Case, weights: Arrays) -> Arrays:
     """Ids through the text tower, in float32 or as the mixed model."""
-    clip = clip_from_state_dict(as_tensors(weights), half=case.settings["precision"] == "mixed_float16", towers=("text",))
+    clip = clip_from_state_dict(
+        as_tensors(weights), half=case.settings["precision"] == "mixed_float16", towers=("text",)
+    )
     with torch.inference_mode():
         features = clip.encode_text(torch.from_numpy(case.inputs["in_ids"])).float()
     normalised = features / features.norm(dim=-1, keepdim=True)
