@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -119,8 +118,10 @@ class ArrayIndex:
 
 
 def _full_path(image_dir: str | Path | None, stored: str, layout: str) -> str:
-    if not image_dir or Path(stored).is_absolute():
+    if not image_dir or stored.startswith("/"):
         return stored
+    if "/" in stored:
+        return f"{image_dir}/{stored}"
     return str(image_path_for(image_dir, stored, layout))
 
 
@@ -178,15 +179,14 @@ class EmbeddingFolder:
 
     def paths(self, rows: Sequence[int]) -> list[str]:
         """As in `EmbeddingIndex`; only the row groups that hold these rows are read."""
-        by_part: dict[int, list[int]] = {}
-        for row in sorted(set(map(int, rows))):
-            by_part.setdefault(bisect.bisect_right(self._starts, row) - 1, []).append(row)
-        found: dict[int, str] = {}
-        for number, part_rows in by_part.items():
-            local = [row - self._starts[number] for row in part_rows]
-            stored = _read_paths(self._parts[number][1], local)
-            found.update(zip(part_rows, stored, strict=True))
-        return [_full_path(self._image_dir, found[int(row)], self._layout) for row in rows]
+        wanted, places = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        borders = np.searchsorted(wanted, self._starts)
+        found: list[str] = []
+        for number, (low, high) in enumerate(itertools.pairwise(borders)):
+            if low < high:
+                found += _read_paths(self._parts[number][1], wanted[low:high] - self._starts[number])
+        full = [_full_path(self._image_dir, stored, self._layout) for stored in found]
+        return [full[place] for place in places]
 
     def _map(self, number: int) -> NDArray[Any]:
         part = self._maps.pop(number, None)
@@ -278,24 +278,20 @@ def _open_parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path}: not a readable parquet file ({error}). Make or download it again.") from error
 
 
-def _read_paths(path: Path, rows: Sequence[int]) -> list[str]:
+def _read_paths(path: Path, rows: NDArray[np.int64]) -> list[str]:
     """The stored paths (or URLs, where there are no paths) of ascending rows of one part."""
     file = _open_parquet(path)
     column = "image_path" if "image_path" in file.schema_arrow.names else "url"
-    sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-    starts = list(itertools.accumulate(sizes, initial=0))
-    groups, inside, offset = [], [], 0
-    for group, (first, end) in enumerate(itertools.pairwise(starts)):
-        low, high = bisect.bisect_left(rows, first), bisect.bisect_left(rows, end)
-        if low < high:
-            groups.append(group)
-            inside += [row - first + offset for row in rows[low:high]]
-            offset += sizes[group]
+    sizes = np.array([file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)])
+    starts = np.cumsum(sizes) - sizes
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    needed, place = np.unique(groups, return_inverse=True)
+    new_starts = np.cumsum(sizes[needed]) - sizes[needed]  # of the groups that are read, one after the other
     try:
-        values = file.read_row_groups(groups, columns=[column]).column(0)
+        values = file.read_row_groups(needed.tolist(), columns=[column]).column(0)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"{path}: damaged ({error}). Make or download it again.") from error
-    return [str(value) for value in values.take(inside).to_pylist()]
+    return [str(value) for value in values.take(rows - starts[groups] + new_starts[place]).to_pylist()]
 
 
 def open_index(path: str | Path, *, image_dir: str | Path | None = None, layout: str = "auto") -> EmbeddingFolder:

@@ -143,11 +143,11 @@ class _Candidates:
         if not torch.isfinite(doubt).all():
             return False
         scores = self._score(images)
-        places = _nonzero(scores >= self.threshold - doubt)
+        places = _at_least(scores, self.threshold - doubt)
         if len(places) > self.limit and len(scores) > self.num_images:
             lower = scores.topk(self.num_images, dim=0).values[-1] - doubt
             self.threshold = torch.maximum(self.threshold, lower)
-            places = _nonzero(scores >= self.threshold - doubt)
+            places = _at_least(scores, self.threshold - doubt)
         near = (scores.flatten()[places], doubt[places % len(self.text)])
         places = places.cpu().numpy()
         rows, categories = np.divmod(places, len(self.text))
@@ -199,11 +199,11 @@ class _Candidates:
         return self.found[0][:2]
 
 
-def _nonzero(mask: Tensor) -> Tensor:
-    """Flat places of the true entries, (m,) int64; numpy is several times faster on the CPU."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.flatten().nonzero().flatten()
+def _at_least(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Flat places of the scores (b, K) that reach the threshold (K,), (m,) int64; numpy is faster on the CPU."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(scores.numpy() >= threshold.numpy()))
+    return (scores >= threshold).flatten().nonzero().flatten()
 
 
 def _score_exactly(
