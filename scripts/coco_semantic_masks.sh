@@ -6,5 +6,6 @@ if [ $# -lt 1 ]; then
     sed -n '2,3p' "$0" | cut -c3-
     exit 2
 fi
-cd "$(dirname "$0")/.."
-exec python -m datasets.coco_masks --dir_dataset "$@"
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+PYTHON="$(bash "$ROOT/scripts/setup.sh")"
+PYTHONPATH="$ROOT" exec "$PYTHON" -m datasets.coco_masks --dir_dataset "$@"

@@ -46,10 +46,12 @@ class DenseClip:
         """Use a CLIP as it is."""
         return cls(Zutis.from_clip(clip).eval(), encode_categories(clip, names))
 
-    def __call__(self, images: Tensor, size: tuple[int, int]) -> list[Prediction]:
-        """Predict pictures of one size: uint8 RGB (B, h, w, 3) -> labels and instances at (H, W)."""
+    def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = True) -> list[Prediction]:
+        """Predict pictures of one size, as `systems.zutis.Segmenter` does: uint8 RGB (B, h, w, 3) -> (H, W)."""
         tokens = self.network(normalise_images(images.permute(0, 3, 1, 2)), all_layers=False).patch_tokens
         labels = predict_semantic(tokens, self.text, size)
+        if not with_instances:
+            return [Prediction(label) for label in labels]
         scores = (TEMPERATURE * resize(semantic_logits(tokens, self.text), size)).sigmoid().amax(dim=1)
         return [Prediction(label, _regions(label, score)) for label, score in zip(labels, scores, strict=True)]
 

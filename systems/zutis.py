@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,15 +20,16 @@ from datasets.batch import TrainingBatch, collate_samples, normalise_images
 from datasets.imagenet_s import write_imagenet_s_label
 from datasets.index_dataset import IndexDataset
 from datasets.metadata import BACKGROUND
+from datasets.photometric import PhotometricSettings
 from evaluation.evaluate import EvaluationResult, Prediction, evaluate_semantic_and_instances, protocol_of
-from evaluation.instances import coco_results, instances_to_records, write_coco_results
-from evaluation.pictures import PictureResult, Segmentation, format_table
+from evaluation.instances import write_coco_results
+from evaluation.pictures import PictureResult, format_table
 from evaluation.pictures import segment_pictures as write_pictures
 from evaluation.protocol import format_scores, write_results
 from networks.zutis import Zutis
-from networks.zutis_prediction import predict_instances, predict_semantic
 from systems import stages
 from systems.zutis_report import EvaluationPictures, write_training_report
+from systems.zutis_segmenter import Segmenter, segment_picture
 from systems.zutis_weights import StoredSegmenter, build_from_clip, read_segmenter, text_embeddings
 from training.describe import describe_training
 from training.launch import make_fabric
@@ -39,7 +39,7 @@ from training.losses import zutis_criterion
 from training.optimizers import zutis_optimizer
 from training.run_folder import RunFolder
 from training.schedules import PolyLR
-from utils.device import autocast, select_device
+from utils.device import select_device
 from utils.distributed import is_main
 from utils.drawing import palette
 from utils.errors import ConfigError, UserError
@@ -177,6 +177,8 @@ def training_samples(
         scale_range=settings.scale_range,
         ignore_index=settings.ignore_index,
         random_duplicate=settings.random_duplicate,
+        max_num_objects=settings.max_objects,
+        photometric=PhotometricSettings(**settings.photometric.model_dump()),
         label_rule=settings.label_rule,
         fast_decode=settings.fast_decode,
         seed=settings.seed,
@@ -235,54 +237,6 @@ def _tell_result(result: FitResult, run: RunFolder) -> None:
     logger.info("trained for %d iterations%s: %s", result.iteration, best, run.path)
 
 
-# ---- prediction -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Segmenter:
-    """A trained network with names: pictures in, label maps and instances out.
-
-    Attributes:
-        network: in evaluation mode, on the device.
-        text: unit text embeddings, background first, (N, D), on the same device.
-        nms: kind of non-maximum suppression, None for none.
-        precision: "fp32", "bf16" or "fp16".
-    """
-
-    network: Zutis
-    text: Tensor
-    nms: str | None = "hard"
-    precision: str = "fp32"
-
-    def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = True) -> list[Prediction]:
-        """Segment pictures of one size.
-
-        Args:
-            images: RGB, uint8, (B, h, w, 3), on the device.
-            size: (H, W) of the results.
-            with_instances: also predict instances.
-
-        Returns:
-            One prediction per picture: labels int64 (H, W), instances with masks at (H, W).
-        """
-        pixels = self._enlarge(normalise_images(images.permute(0, 3, 1, 2)))  # (B, h, w, 3) -> (B, 3, h, w)
-        with autocast(pixels.device, self.precision):
-            output = self.network(pixels, all_layers=False)
-        labels = predict_semantic(output.patch_tokens, self.text, size)
-        if not with_instances:
-            return [Prediction(label) for label in labels]
-        found = predict_instances(output.mask_proposals, output.patch_tokens, self.text, size, nms=self.nms)
-        return [Prediction(*pair) for pair in zip(labels, found, strict=True)]
-
-    def _enlarge(self, pixels: Tensor) -> Tensor:
-        """Pictures with at least one patch along each side; smaller ones are stretched."""
-        patch = self.network.encoder.patch_size
-        height, width = pixels.shape[2:]
-        if min(height, width) >= patch:
-            return pixels
-        return torch.nn.functional.interpolate(pixels, (max(height, patch), max(width, patch)), mode="bilinear")
-
-
 # ---- evaluation -----------------------------------------------------------------------------------------------------
 
 
@@ -309,8 +263,7 @@ def evaluate(settings: ZutisSettings, weights: Path) -> EvaluationResult:
     def visit(item: EvaluationItem, prediction: Prediction) -> None:
         pictures.add(item, prediction)
         if export is not None:
-            target = export / item.path.parent.name / f"{item.path.stem}.png"
-            write_imagenet_s_label(target, prediction.labels.cpu().numpy())
+            write_imagenet_s_label(benchmark.export_path(export, item.path), prediction.labels.cpu().numpy())
 
     result = score(settings, segmenter, benchmark, visit=visit)
     if is_main():
@@ -440,36 +393,6 @@ def segment_pictures(
     )
     logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
     return results
-
-
-@torch.inference_mode()
-def segment_picture(segmenter: Segmenter, picture: np.ndarray, *, long_edge: int | None = None) -> Segmentation:
-    """Segment one picture at its own size.
-
-    Args:
-        segmenter: network and names.
-        picture: RGB, uint8, (H, W, 3).
-        long_edge: pictures with a longer side are shrunk to it for the network; results keep the picture's size.
-    """
-    small = _shrink(picture, long_edge)
-    images = torch.from_numpy(np.ascontiguousarray(small))[None].to(segmenter.text.device)
-    (prediction,) = segmenter(images, picture.shape[:2])
-    found = prediction.instances
-    records = coco_results(instances_to_records(found.masks, found.scores, found.category_ids))
-    keys = ("category_id", "segmentation", "bbox", "score")
-    labels = prediction.labels.to(torch.int16).cpu().numpy()
-    return Segmentation(labels, [{key: record[key] for key in keys} for record in records])
-
-
-def _shrink(picture: np.ndarray, long_edge: int | None) -> np.ndarray:
-    from PIL import Image
-
-    height, width = picture.shape[:2]
-    if long_edge is None or max(height, width) <= long_edge:
-        return picture
-    scale = long_edge / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def _names_to_find(categories: Sequence[str] | None, stored: StoredSegmenter) -> list[str]:

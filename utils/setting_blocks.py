@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from utils.setting_types import AnyPath, Block, CountInt, NonNegativeFloat, PositiveFloat, PositiveInt, Problem, Task
+from utils.setting_types import (
+    AnyPath,
+    Block,
+    CountInt,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Problem,
+    Task,
+)
 
 
 class LoaderSettings(Block):
@@ -35,6 +45,18 @@ class SolverSettings(Block):
     sigma_spatial: PositiveFloat = 16.0
     sigma_luma: PositiveFloat = 16.0
     sigma_chroma: PositiveFloat = 8.0
+
+
+class PhotometricBlock(Block):
+    """How often and how strongly the colours of pasted pictures change; the defaults are the published ones."""
+
+    jitter_probability: Probability = 0.8
+    brightness: NonNegativeFloat = 0.8  # factor in [max(0, 1 - x), 1 + x]; likewise contrast and saturation
+    contrast: NonNegativeFloat = 0.8
+    saturation: NonNegativeFloat = 0.8
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.2  # shift in [-x, x] turns of the colour circle
+    greyscale_probability: Probability = 0.2
+    blur_probability: Probability = 0.5  # blur of 0.1 to 2 pixels: much for small pictures
 
 
 class OptimiserSettings(Block):

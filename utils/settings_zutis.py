@@ -6,7 +6,14 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings, TrainLoaderSettings
+from utils.setting_blocks import (
+    LoaderSettings,
+    OptimiserSettings,
+    PhotometricBlock,
+    RunSettings,
+    SolverSettings,
+    TrainLoaderSettings,
+)
 from utils.setting_types import (
     AnyPath,
     Block,
@@ -98,6 +105,8 @@ class ZutisSettings(RunSettings):
     train_image_size: PositiveInt = 384
     scale_range: ScaleRange = (0.1, 1.0)
     random_duplicate: bool = False  # half of the samples show one category only
+    max_objects: PositiveInt = 10  # a sample holds 1 to this many pasted pictures
+    photometric: PhotometricBlock = Field(default_factory=PhotometricBlock)
     label_rule: Literal["last", "drawn"] = "last"  # label of a picture retrieved for several categories
     fast_decode: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 where the sample shrinks them anyway: other pixels
     weight_ce_loss: NonNegativeFloat = 1.0
