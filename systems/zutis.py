@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor
 
 from datasets.base import Benchmark, EvaluationItem
@@ -49,6 +50,10 @@ from utils.seeds import seed_everything
 from utils.settings import ZutisSettings, yaml_values
 
 logger = get_logger(__name__)
+DECISIVE = (  # YAML keys that a resumed run has to share with its checkpoint
+    *("clip_arch", "stop_gradient", "frozen_bn", "ignore_index", "n_images", "train_image_size", "scale_range"),
+    *("random_duplicate", "max_objects", "photometric", "label_rule", "fast_decode", "weight_ce_loss", "optimiser"),
+)
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -74,6 +79,13 @@ def train(settings: ZutisSettings, *, resume: str = "auto", dry_run: bool = Fals
         _describe(settings, names, run)
         return run
     fabric = make_fabric(settings.device, settings.precision)
+    with run.locked():
+        _train(settings, names, run, fabric, resume)
+    return run
+
+
+def _train(settings: ZutisSettings, names: Sequence[str], run: RunFolder, fabric: Fabric, resume: str) -> None:
+    """The stages, in a run folder that is held."""
     benchmark = stages.open_benchmark(settings, names) if settings.evaluates_in_training else None
     archive = stages.build_archive(settings, names, run)
     archive, masks = stages.build_pseudo_masks(settings, archive, run)
@@ -97,7 +109,7 @@ def train(settings: ZutisSettings, *, resume: str = "auto", dry_run: bool = Fals
         better=None if benchmark is None or not benchmark.has_labels else "mean_iou",
         resume=resume,
         config=yaml_values(settings),
-        settings={"categories": names, "clip_arch": settings.clip_arch},
+        settings={"categories": names, **{key: yaml_values(settings)[key] for key in DECISIVE}},
         category_names=names,
         extra_state={"text_embeddings": text.cpu(), "network": network.settings},
         fabric=fabric,
@@ -105,7 +117,6 @@ def train(settings: ZutisSettings, *, resume: str = "auto", dry_run: bool = Fals
     _tell_result(result, run)
     if is_main():
         write_training_report(settings, names, run, archive, masks)
-    return run
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from utils.distributed import all_gather_objects, is_main
 from utils.errors import UserError
 from utils.files import RunLock, write_text
 
+_HELD: set[Path] = set()  # folders that this process holds
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -75,11 +77,15 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[RunFolder]:
-        """Hold the folder for this run on all ranks.
+        """Hold the folder for this run on all ranks; inside a hold of the same process, nothing is done.
 
         Raises:
             UserError: on every rank, if another living process holds it.
         """
+        path = self.path.resolve()
+        if path in _HELD:
+            yield self
+            return
         lock, problem = RunLock(self.path), None
         if is_main():
             try:
@@ -89,9 +95,11 @@ class RunFolder:
         problem = all_gather_objects(problem)[0]
         if problem is not None:
             raise UserError(problem)
+        _HELD.add(path)
         try:
             yield self
         finally:
+            _HELD.discard(path)
             if is_main():
                 lock.__exit__(None, None, None)
 
