@@ -35,7 +35,7 @@ from utils.log import format_seconds, get_logger
 from utils.settings import ZutisSettings
 
 logger = get_logger("demo")
-CONFIG = Path("configs/zutis/shapes.yaml")
+CONFIG = Path(__file__).parents[1] / "configs/zutis/shapes.yaml"
 NUM_INDEX, NUM_VALIDATION, IMAGE_SIZE = 3000, 500, 160  # pictures of each index dataset, of the benchmark, side
 TARGETS = {"retrieval_precision": 0.9, "pseudo_mask_iou": 0.75, "miou": 0.6, "ap50": 0.3}
 SHORT_NAMES = {"mean_iou": "miou", "pixel_accuracy": "pixel_accuracy", "AP": "ap", "AP_50": "ap50", "AP_75": "ap75"}

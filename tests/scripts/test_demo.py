@@ -1,0 +1,47 @@
+"""The demonstration in miniature: all stages with the shipped models, a page and numbers at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from scripts import demo
+
+SCORES = ("retrieval_precision", "pseudo_mask_iou", "miou", "pixel_accuracy", "ap", "ap50", "ap75")
+STAGES = ["world", "retrieval", "pseudo-masks", "training", "evaluation", "baselines", "pictures"]
+
+
+def test_the_demonstration_measures_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("UNMASKED_DEMO", "restored afterwards")
+    for name, value in (("NUM_INDEX", 80), ("NUM_VALIDATION", 6), ("IMAGE_SIZE", 96)):
+        monkeypatch.setattr(demo, name, value)
+    words = [
+        "n_images=2",
+        "n_iters=4",
+        "iter_log=2",
+        "iter_eval=4",
+        "saliency.num_workers=0",
+        "embedding.num_workers=0",
+    ]
+    assert demo.main(["zutis", "--output", str(tmp_path), *words]) == 0
+    results = orjson.loads((tmp_path / "results.json").read_bytes())
+    assert all(0 <= results[name] <= 1 for name in SCORES)
+    assert all(0 <= results["baseline"][name] <= 1 for name in SCORES)
+    assert list(results["seconds"]) == STAGES
+    assert results["retrieval_precision"] > 2 * results["baseline"]["retrieval_precision"]
+    page = (tmp_path / "report.html").read_text()
+    for text in ("SelfMask named by CLIP", "pseudo-mask IoU", "training losses", "bare category names", "butterfly"):
+        assert text in page
+    assert len(list((tmp_path / "pictures" / "labels").rglob("*.png"))) == 6
+    told = capfd.readouterr().err
+    assert "measured on 6 validation pictures" in told
+    assert str(tmp_path / "report.html") in told
+
+
+def test_another_demonstration_is_refused(capfd: pytest.CaptureFixture) -> None:
+    assert demo.main(["pgseg"]) == 2
+    assert "there is a demonstration of: zutis; received pgseg" in capfd.readouterr().err
