@@ -21,9 +21,10 @@ from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
 from pseudo_labels.candidates import vote_pseudo_masks
 from pseudo_labels.features import FeatureSpec, load_feature_network
+from systems import stages
 from systems.selfmask_encoder import build_network, read_weights
 from systems.selfmask_evaluation import score_benchmark, segment_picture
-from systems.selfmask_options import loop_settings, make_schedule, run_path, voting_settings
+from systems.selfmask_options import make_schedule, run_path, voting_settings
 from training.describe import describe_training
 from training.launch import make_fabric
 from training.loop import fit
@@ -78,7 +79,7 @@ def train(settings: SelfMaskSettings, *, resume: str = "auto", dry_run: bool = F
         schedule=make_schedule(settings, dataset),
         dataset=dataset,
         collate=collate_samples,
-        loop=loop_settings(settings),
+        loop=stages.loop_settings(settings),
         run=run,
         counts=count_objects,
         evaluate=None if benchmark is None else _scorer(settings, benchmark, fabric.device),
@@ -272,7 +273,9 @@ def _describe(settings: SelfMaskSettings, run: RunFolder) -> None:
     path = settings.pseudo_mask_path or run.path / "pseudo_masks.json"
     network = build_network(settings, list(pictures.values()))
     if path.is_file():
-        lines |= describe_training(network, make_dataset(settings, path), collate_samples, loop_settings(settings))
+        lines |= describe_training(
+            network, make_dataset(settings, path), collate_samples, stages.loop_settings(settings)
+        )
     else:
         lines["pseudo-masks"] = f"none yet, they will be made as {path}"
         lines["parameters"] = f"{sum(parameter.numel() for parameter in network.parameters()):,}"

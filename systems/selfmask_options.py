@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pseudo_labels.election import VotingSettings
-from training.loop_settings import LoopSettings
 from training.schedules import poly_lr
 from training.selfmask_data import SelfMaskDataset
 from training.selfmask_schedule import released_poly_factor
@@ -33,26 +32,6 @@ def make_schedule(settings: SelfMaskSettings, dataset: SelfMaskDataset) -> Calla
     iters = max(1, dataset.epoch_length // settings.train_loader.batch_size)
     options = {"iters_per_epoch": iters, "num_epochs": max(1, round(total / iters)), "power": settings.power}
     return lambda step: [base_lr * released_poly_factor(step, **options)]
-
-
-def loop_settings(settings: SelfMaskSettings) -> LoopSettings:
-    """The part of the settings that the training loop reads."""
-    return LoopSettings(
-        num_iterations=settings.num_iterations,
-        batch_size=settings.train_loader.batch_size,
-        log_interval=settings.log_interval,
-        eval_interval=settings.eval_interval,
-        checkpoint_interval=settings.checkpoint_interval,
-        accumulate_steps=settings.accumulate_steps,
-        max_gradient_norm=settings.max_gradient_norm,
-        precision=settings.precision,
-        device=settings.device,
-        num_workers=settings.train_loader.num_workers,
-        seed=settings.seed,
-        compile=settings.compile,
-        channels_last=settings.channels_last,
-        pin_memory=settings.train_loader.pin_memory,
-    )
 
 
 def run_path(settings: SelfMaskSettings) -> Path:

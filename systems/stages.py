@@ -23,12 +23,13 @@ from pseudo_labels.saliency import StageReport, make_pseudo_masks
 from pseudo_labels.store import pseudo_mask_path, read_mask
 from retrieval.archive import read_archive, retrieve_archive
 from retrieval.prompts import load_templates
+from training.loop_settings import LoopSettings
 from training.run_folder import RunFolder
 from utils.device import select_device
 from utils.download import fetch
 from utils.errors import ConfigError, DataError
 from utils.log import get_logger
-from utils.settings import ZutisSettings
+from utils.settings import SelfMaskSettings, ZutisSettings
 
 logger = get_logger(__name__)
 Archive = dict[str, list[Path]]
@@ -204,6 +205,26 @@ def load_selfmask(weights: Path | None) -> SelfMask:
     """The saliency network, from a file or (None) the published weights, downloaded once."""
     path = weights or fetch("selfmask_nq20.pt")
     return selfmask_from_state_dict(read_state_dict(path), source=str(path))
+
+
+def loop_settings(settings: ZutisSettings | SelfMaskSettings) -> LoopSettings:
+    """The part of the settings that the training loop reads."""
+    return LoopSettings(
+        num_iterations=settings.num_iterations,
+        batch_size=settings.train_loader.batch_size,
+        log_interval=settings.log_interval,
+        eval_interval=settings.eval_interval,
+        checkpoint_interval=settings.checkpoint_interval,
+        accumulate_steps=settings.accumulate_steps,
+        max_gradient_norm=settings.max_gradient_norm,
+        precision=settings.precision,
+        device=settings.device,
+        num_workers=settings.train_loader.num_workers,
+        seed=settings.seed,
+        compile=settings.compile,
+        channels_last=settings.channels_last,
+        pin_memory=settings.train_loader.pin_memory,
+    )
 
 
 def _short_names(folders: Sequence[Path]) -> dict[Path, str]:

@@ -35,7 +35,7 @@ from systems.zutis_weights import StoredSegmenter, build_from_clip, read_segment
 from training.describe import describe_training
 from training.launch import make_fabric
 from training.loop import fit
-from training.loop_settings import FitResult, LoopSettings, Step
+from training.loop_settings import FitResult, Step
 from training.losses import zutis_criterion
 from training.optimizers import zutis_optimizer
 from training.run_folder import RunFolder
@@ -102,7 +102,7 @@ def _train(settings: ZutisSettings, names: Sequence[str], run: RunFolder, fabric
         schedule=schedule.rates,
         dataset=training_samples(settings, names, archive, masks),
         collate=collate_samples,
-        loop=loop_settings(settings),
+        loop=stages.loop_settings(settings),
         run=run,
         counts=lambda batch: (batch.semantic != settings.ignore_index).sum()[None],
         evaluate=None if benchmark is None else _Evaluation(settings, names, text, benchmark, run),
@@ -203,25 +203,6 @@ def make_optimizer(network: Zutis, settings: ZutisSettings) -> torch.optim.Optim
     return zutis_optimizer(groups, weight_decay=options.weight_decay)
 
 
-def loop_settings(settings: ZutisSettings) -> LoopSettings:
-    """What the training loop is told."""
-    return LoopSettings(
-        num_iterations=settings.num_iterations,
-        batch_size=settings.train_loader.batch_size,
-        log_interval=settings.log_interval,
-        eval_interval=settings.eval_interval,
-        checkpoint_interval=settings.checkpoint_interval,
-        accumulate_steps=settings.accumulate_steps,
-        precision=settings.precision,
-        device=settings.device,
-        num_workers=settings.train_loader.num_workers,
-        seed=settings.seed,
-        compile=settings.compile,
-        channels_last=settings.channels_last,
-        pin_memory=settings.train_loader.pin_memory,
-    )
-
-
 def _describe(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> None:
     """What `--dry-run` reports."""
     logger.info("run folder: %s", run.path)
@@ -239,7 +220,7 @@ def _describe(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> 
     logger.info("image archive: %d images, pseudo-masks to make: %d", len(images), num_missing)
     if num_missing == 0:
         samples = training_samples(settings, names, archive, store)
-        for name, text in describe_training(network, samples, collate_samples, loop_settings(settings)).items():
+        for name, text in describe_training(network, samples, collate_samples, stages.loop_settings(settings)).items():
             logger.info("%s: %s", name, text)
 
 
