@@ -117,7 +117,15 @@ def demonstrate(settings: ZutisSettings, output_dir: Path) -> dict[str, object]:
     section = scores_section(shown, result.protocol, class_iou)
     page = RunFolder(output_dir)
     write_training_report(
-        settings, names, run, archive, masks, truth=truth, first_sections=[section], page=page.report_path
+        settings,
+        names,
+        run,
+        archive,
+        masks,
+        truth=truth,
+        first_sections=[section],
+        page=page.report_path,
+        title="ZUTIS in the built-in world",
     )
     return results
 

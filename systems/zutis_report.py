@@ -63,6 +63,7 @@ def write_training_report(
     truth: IndexTruth | None = None,
     first_sections: Sequence[Section] = (),
     page: Path | None = None,
+    title: str | None = None,
 ) -> None:
     """Write the report of a run: scores, curves, predictions, retrieved pictures with their masks.
 
@@ -75,6 +76,7 @@ def write_training_report(
         truth: of the index pictures, where it is known.
         first_sections: shown in place of the run's own scores.
         page: the file; None: `report.html` in the run folder.
+        title: heading; None: system and benchmark.
     """
     records = [json.loads(line) for line in run.metrics_path.read_text(encoding="utf-8").splitlines()]
     sections = list(first_sections) or _score_sections(run)
@@ -86,7 +88,7 @@ def write_training_report(
     page = page or run.report_path
     write_report(
         page,
-        title=f"ZUTIS: {settings.dataset_name or 'your own categories'}",
+        title=title or f"ZUTIS: {settings.dataset_name or 'your own categories'}",
         subtitle=f"{len(names) - 1} categories, {settings.clip_arch}, {settings.num_iterations} iterations",
         sections=sections,
     )

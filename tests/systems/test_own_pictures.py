@@ -50,8 +50,11 @@ def test_from_names_to_pictures(
     assert train.main(["--config", config, *words, *small(tiny_world)]) == 0
     run = tmp_path / "runs" / "mine"
     told = capfd.readouterr().err
-    for text in ("broken.jpg", "image archive: 2 categories, 8 images", "pseudo-masks: ", "trained for 2 iterations"):
+    archive = "image archive: 2 categories, 8 images"
+    for text in ("1 unreadable pictures", archive, "pseudo-masks: ", "trained for 2 iterations"):
         assert text in told
+    (listed,) = run.rglob("unreadable.txt")
+    assert "broken.jpg" in listed.read_text()
     assert (run / "report.html").is_file()
     assert inference.main(["--weights", str(run), "--images", str(pictures), "--output", str(tmp_path / "out")]) == 0
     told = capfd.readouterr().err
