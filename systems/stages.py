@@ -26,7 +26,7 @@ from retrieval.prompts import load_templates
 from training.loop_settings import LoopSettings
 from training.run_folder import RunFolder
 from utils.device import select_device
-from utils.download import fetch
+from utils.download import fetch, sha256_of
 from utils.errors import ConfigError, DataError
 from utils.log import get_logger
 from utils.settings import SelfMaskSettings, ZutisSettings
@@ -80,6 +80,14 @@ def open_benchmark(settings: ZutisSettings, names: Sequence[str]) -> Benchmark:
         categories=None if list(names) == own else names,
         cache_dir=settings.output_dir,
     )
+
+
+def model_identity(name_or_path: str) -> str:
+    """A name that embeddings are marked with: a file's own name and digest (it may move), any other name as it is."""
+    path = Path(name_or_path)
+    if not path.is_file():
+        return name_or_path
+    return f"{path.name} ({sha256_of(path)[:16]})"
 
 
 def archive_path(settings: ZutisSettings, run: RunFolder) -> Path:
@@ -138,7 +146,7 @@ def build_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder)
         index_dirs=settings.index_dirs,
         embedding_paths=settings.embedding_paths,
         clip=clip,
-        model_name=settings.retrieval_clip,
+        model_name=model_identity(settings.retrieval_clip),
         num_images=settings.num_images,
         archive_path=archive_path(settings, run),
         templates=load_templates(settings.prompts),

@@ -152,13 +152,14 @@ def _mismatch(path: Path, file: RemoteFile) -> str | None:
     if file.num_bytes is not None and size != file.num_bytes:
         return f"has {size} bytes, not {file.num_bytes}"
     if file.sha256 is not None:
-        found = _sha256(path)
+        found = sha256_of(path)
         if found != file.sha256:
             return f"has the wrong contents (SHA-256 {found[:12]}..., expected {file.sha256[:12]}...)"
     return "is empty" if size == 0 else None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
