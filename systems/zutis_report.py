@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from evaluation.report_sections import (
     predictions_section,
 )
 from systems.stages import Archive, MaskStore
+from training.metric_log import read_metrics
 from training.run_folder import RunFolder
 from utils.files import atomic_write, read_json
 from utils.log import get_logger
@@ -78,7 +78,7 @@ def write_training_report(
         page: the file; None: `report.html` in the run folder.
         title: heading; None: system and benchmark.
     """
-    records = [json.loads(line) for line in run.metrics_path.read_text(encoding="utf-8").splitlines()]
+    records = read_metrics(run.metrics_path)
     sections = list(first_sections) or _score_sections(run)
     sections.append(curves_section(records))
     panels = last_panels(run)
