@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.synthesis import Sample
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from utils.normalisation import IMAGENET_MEAN, IMAGENET_STD, normalise_images
 
 
 @dataclass(frozen=True)
@@ -73,23 +71,6 @@ def collate_samples(samples: Sequence[Sample]) -> TrainingBatch:
         [torch.from_numpy(sample.instance_masks) for sample in samples],
         [torch.tensor(sample.category_ids, dtype=torch.int64) for sample in samples],
     )
-
-
-def normalise_images(images: Tensor) -> Tensor:
-    """Bytes to what every network here is trained on.
-
-    Args:
-        images: RGB, uint8 0-255, (..., 3, H, W).
-
-    Returns:
-        (x / 255 - mean) / std with the ImageNet constants, float32, same shape, device and memory format.
-
-    Source: # Kept for released weights: ImageNet constants also before a CLIP encoder (ZUTIS spec 12-1).
-    """
-    shape = (3, 1, 1)
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(shape)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(shape)
-    return images.float().div_(255.0).sub_(mean).div_(std)
 
 
 def unnormalise_image(image: np.ndarray) -> np.ndarray:
