@@ -1,6 +1,7 @@
 """What every benchmark reader offers: pictures as the network gets them, labels as they are scored.
 
-Readers: `coco.py`, `coco20k.py`, `coca.py`, `imagenet_s.py`; `build_benchmark` in the package picks one by name.
+Readers: `coco.py`, `voc.py`, `cityscapes.py`, ...; `build_benchmark` in the package picks one by name. What they share
+about label files lies in `label_files.py`.
 """
 
 from __future__ import annotations
@@ -8,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from datasets.metadata import CategoryTable
-from utils.errors import DataError, UnreadableImageError
+from utils.errors import DataError
 from utils.images import read_rgb
 
 
@@ -25,7 +26,7 @@ class EvaluationItem:
     Attributes:
         image: the network's input picture, RGB, uint8, (h, w, 3); mostly, not always, of the label's size.
         label: category ids and the ignore index, int16, (H, W); None where the benchmark has none.
-        size: (H, W) at which predictions are scored.
+        size: (H, W), the label's size, at which predictions are scored.
         image_id: id in the annotation file, or the position in the benchmark.
         path: the picture's file.
     """
@@ -41,12 +42,14 @@ class Benchmark(Dataset[EvaluationItem]):
     """A dataset to evaluate on.
 
     Attributes:
-        name: as in configurations ("coco2017", "coca", "imagenet-s", "coco20k").
+        name: as in configurations ("coco2017", "coca", "imagenet-s", "coco20k", ...).
         split: of the dataset ("val", ...).
-        category_names: prompts in label order, background first.
+        table: the facts about its categories.
+        category_names: prompts in label order, background first where there is one.
         palette: colour of each label, uint8, (C, 3).
-        label_colours: colour of every label value up to the ignore index, uint8, (ignore_index + 1, 3).
+        label_colours: colour of every label value up to the ignore index, uint8, as in `CategoryTable`.
         ignore_index: label of pixels that are not scored.
+        binary: whether one category is scored against everything else, picture by picture.
         has_labels: whether items carry a label.
         annotations_path: COCO annotation file for instance scores, or None.
         raw_category_ids: annotation id of each label, or None.
@@ -54,6 +57,8 @@ class Benchmark(Dataset[EvaluationItem]):
         image_ids: their ids in the same order.
         protocol: one line per fact that a score depends on.
     """
+
+    binary: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -93,16 +98,17 @@ class Benchmark(Dataset[EvaluationItem]):
         """
         path = self.image_paths[index]
         image = self.read_image(path)
-        size = image.shape[:2]
         label = None
         if self.label_paths is not None:
             label = self.read_label(self.label_paths[index], path)
-            if label.shape != size:
+            if label.shape != image.shape[:2]:
+                size = image.shape
                 raise DataError(
                     f"{self.label_paths[index]}: this label is {label.shape[0]}x{label.shape[1]}, but its picture "
                     f"{path} is {size[0]}x{size[1]} (height x width). Make or download the label again."
                 )
-        return EvaluationItem(self.shrink(image), label, (int(size[0]), int(size[1])), self.image_ids[index], path)
+        image, label, size = self.fit(image, label)
+        return EvaluationItem(image, label, size, self.image_ids[index], path)
 
     @property
     def num_classes(self) -> int:
@@ -132,55 +138,13 @@ class Benchmark(Dataset[EvaluationItem]):
         """The label map of a picture, int16, (H, W); subclasses with labels define it."""
         raise TypeError(f"{type(self).__name__} has no labels")
 
-    def shrink(self, image: np.ndarray) -> np.ndarray:
-        """The network's input made of the full picture; the same unless a benchmark limits the size."""
-        return image
+    def fit(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+        """The network's input, the label, and the scored (height, width), made of a picture and a label as read.
 
+        They stay as they are unless a benchmark limits or changes the size.
+        """
+        return image, label, (image.shape[0], image.shape[1])
 
-def read_label_png(path: Path) -> np.ndarray:
-    """Stored values of a label PNG: grey or palette indices (H, W), or colours (H, W, 3); uint8 or wider.
-
-    Raises:
-        UnreadableImageError: missing or damaged; names the file.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.array(image)
-    except FileNotFoundError as error:
-        raise UnreadableImageError(f"{path}: this label file does not exist. Check the dataset folder.") from error
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise UnreadableImageError(
-            f"{path}: this label file is cut off or damaged ({error}). Make or download it again."
-        ) from error
-
-
-def require_dir(path: Path, what: str, layout: str) -> Path:
-    """The folder, if it exists; DataError that says what it should hold if not."""
-    if not path.is_dir():
-        raise DataError(
-            f"{path}: the folder with {what} does not exist. Expected layout below the dataset folder: {layout}."
-        )
-    return path
-
-
-def require_files(paths: Sequence[Path], what: str, remedy: str) -> None:
-    """DataError naming the first missing files and their number, unless all exist."""
-    present: dict[Path, set[str]] = {}
-    for parent in {path.parent for path in paths}:
-        present[parent] = {entry.name for entry in parent.iterdir()} if parent.is_dir() else set()
-    missing = [path for path in paths if path.name not in present[path.parent]]
-    if missing:
-        shown = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(f"{len(missing)} of {len(paths)} {what} are missing: {shown}. {remedy}")
-
-
-def check_labels(labels: np.ndarray, path: Path, num_classes: int, ignore_index: int, hint: str = "") -> None:
-    """DataError if a label map holds anything but 0 ... `num_classes` - 1 and the ignore index."""
-    wrong = labels[(labels < 0) | ((labels >= num_classes) & (labels != ignore_index))]
-    if wrong.size:
-        values = np.unique(wrong)
-        shown = ", ".join(map(str, values[:5].tolist())) + (", ..." if values.size > 5 else "")
-        raise DataError(
-            f"{path}: the label file holds {shown} in {wrong.size} pixels; expected 0 to {num_classes - 1}, or "
-            f"{ignore_index} for pixels that are not scored.{' ' + hint if hint else ''}"
-        )
+    def export_path(self, output_dir: str | Path, image_path: Path) -> Path:
+        """Where the predicted label PNG of a picture belongs below a folder."""
+        return Path(output_dir) / f"{image_path.stem}.png"

@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.base import Benchmark
+from datasets.cityscapes import CityscapesObjectBenchmark
 from datasets.coca import CocaBenchmark
 from datasets.coco import CocoBenchmark
 from datasets.coco20k import Coco20kBenchmark
 from datasets.imagenet_s import ImageNetSBenchmark
+from datasets.metadata import CATEGORY_SUFFIX
+from datasets.single_category import SingleCategoryBenchmark
+from datasets.voc import VocBenchmark
 from utils.errors import ConfigError
 
-BENCHMARK_NAMES = ("coca", "coco2017", "coco20k", "imagenet-s")
+BENCHMARK_NAMES = (
+    *("cityscapes_object", "cityscapes_object_category", "coca", "coca_category", "coco2017", "coco2017_category"),
+    *("coco20k", "imagenet-s", "voc2012", "voc2012_category"),
+)
 
 
 def build_benchmark(
@@ -22,36 +29,49 @@ def build_benchmark(
     split: str = "val",
     num_categories: int | None = None,
     *,
+    category: str | None = None,
     categories: Sequence[str] | None = None,
     with_labels: bool = True,
+    with_instances: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Benchmark:
     """Open a benchmark.
 
     Args:
-        name: one of `BENCHMARK_NAMES`.
+        name: one of `BENCHMARK_NAMES`; those that end in `_category` score one category against everything else.
         root: dataset folder.
         split: of the dataset; "val" for all published scores but those of COCO-20K, which has one split.
         num_categories: for ImageNet-S: 50, 300 or 919 (background not counted); not needed by others.
+        category: the category that a `_category` benchmark scores; not needed by others.
         categories: for datasets in COCO's layout with names of their own: background and the names in label order.
         with_labels: COCO2017 only: whether semantic label PNGs are read.
-        cache_dir: COCO-20K only: where its subset file goes if the dataset folder is read-only.
+        with_instances: COCO2017 only: whether instance annotations are read.
+        cache_dir: where files that take time to make are kept: the subset of COCO-20K if the dataset folder is
+            read-only, the categories of every picture for `_category` benchmarks.
 
     Returns:
         The benchmark; everything but the pixels has been checked.
 
     Raises:
-        ConfigError: unknown name or number of categories.
+        ConfigError: unknown name, category or number of categories.
         DataError: files are missing or wrong.
     """
-    if name == "coca":
-        return CocaBenchmark(root, split)
+    if name not in BENCHMARK_NAMES:
+        near = difflib.get_close_matches(name, BENCHMARK_NAMES, n=1, cutoff=0.3)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ConfigError(f"there is no benchmark {name!r}{hint}. Known benchmarks: {', '.join(BENCHMARK_NAMES)}.")
+    if name.endswith(CATEGORY_SUFFIX):
+        if category is None:
+            raise ConfigError(f"the benchmark {name} needs the category that is scored (single_category), got none.")
+        whole = build_benchmark(name.removesuffix(CATEGORY_SUFFIX), root, split, with_instances=False)
+        return SingleCategoryBenchmark(whole, category, list_dir=root, cache_dir=cache_dir)
     if name == "coco2017":
-        return CocoBenchmark(root, split, categories=categories, with_labels=with_labels)
+        return CocoBenchmark(root, split, categories=categories, with_labels=with_labels, with_instances=with_instances)
     if name == "coco20k":
         return Coco20kBenchmark(root, cache_dir=cache_dir)
     if name == "imagenet-s":
         return ImageNetSBenchmark(root, split, num_categories=num_categories or 919)
-    near = difflib.get_close_matches(name, BENCHMARK_NAMES, n=1, cutoff=0.3)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ConfigError(f"there is no benchmark {name!r}{hint}. Known benchmarks: {', '.join(BENCHMARK_NAMES)}.")
+    return _SIMPLE[name](root, split)
+
+
+_SIMPLE = {"cityscapes_object": CityscapesObjectBenchmark, "coca": CocaBenchmark, "voc2012": VocBenchmark}

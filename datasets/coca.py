@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import Benchmark, read_label_png, require_dir, require_files
+from datasets.base import Benchmark
+from datasets.label_files import list_relative, read_label_png, refuse_extra, require_dir, require_files
 from datasets.metadata import category_table
 from utils.errors import DataError
 from utils.log import get_logger
@@ -26,7 +27,7 @@ class CocaBenchmark(Benchmark):
         split: a word for the protocol; CoCA has one split.
 
     Raises:
-        DataError: a folder is none of the classes, or masks are missing.
+        DataError: a folder is none of the classes, masks are missing, or masks have no picture.
     """
 
     def __init__(self, root: str | Path, split: str = "val") -> None:
@@ -42,7 +43,10 @@ class CocaBenchmark(Benchmark):
                 "Folder names have to be those of the published dataset."
             )
         label_paths = [root / "binary" / path.parent.name / f"{path.stem}.png" for path in image_paths]
-        require_files(label_paths, "masks", "Every picture image/<class>/<name>.jpg needs binary/<class>/<name>.png.")
+        remedy = "Every picture image/<class>/<name>.jpg needs binary/<class>/<name>.png, and no mask may be left over."
+        require_files(label_paths, "masks", remedy)
+        masks = {f"{path.parent.name}/{path.name}" for path in label_paths}
+        refuse_extra(list_relative(root / "binary", ".png", depth=1), masks, root / "binary", remedy)
         super().__init__(name="coca", split=split, table=table, image_paths=image_paths, label_paths=label_paths)
         self._has_warned = False
 

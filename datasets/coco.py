@@ -12,7 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from datasets.base import Benchmark, check_labels, read_label_png, require_dir, require_files
+from datasets.base import Benchmark
+from datasets.label_files import (
+    check_labels,
+    list_relative,
+    read_index_png,
+    refuse_extra,
+    require_dir,
+    require_files,
+)
 from datasets.metadata import BACKGROUND, CategoryTable, bit_palette, category_table
 from utils.errors import DataError
 from utils.files import read_json
@@ -31,9 +39,12 @@ class CocoBenchmark(Benchmark):
         categories: background and the names to score, in label order; COCO's own 80 if None. With names given, their
             ids are looked up in the annotation file.
         with_labels: read semantic label PNGs; without them only instance scores are possible.
+        with_instances: read instance annotations; without them the pictures are those of the split's folder, in the
+            order of their names, and only semantic scores are possible.
 
     Raises:
-        DataError: annotations, pictures or label PNGs are missing, or the annotations lack a category.
+        DataError: annotations, pictures or label PNGs are missing, label PNGs have no picture, or the annotations lack
+            a category.
     """
 
     def __init__(
@@ -43,41 +54,53 @@ class CocoBenchmark(Benchmark):
         *,
         categories: Sequence[str] | None = None,
         with_labels: bool = True,
+        with_instances: bool = True,
     ) -> None:
         root, year_split = Path(root), split_name(split)
         require_dir(root, "the COCO dataset", LAYOUT)
-        annotations_path = root / "annotations" / f"instances_{year_split}.json"
-        annotations = read_annotations(annotations_path)
-        images = sorted(annotations["images"], key=lambda image: image["id"])
+        annotations_path = root / "annotations" / f"instances_{year_split}.json" if with_instances else None
+        annotations = None if annotations_path is None else read_annotations(annotations_path)
         image_dir = require_dir(root / year_split, "the pictures", LAYOUT)
-        image_paths = [image_dir / image["file_name"] for image in images]
-        require_files(image_paths, "pictures", f"They are listed in {annotations_path}.")
-        label_paths = None
-        if with_labels:
-            label_paths = [root / LABEL_DIR / f"{path.stem}.png" for path in image_paths]
-            command = f"python -m datasets.coco_masks --dir_dataset {root} --split {year_split}"
-            require_files(label_paths, "semantic label PNGs", f"Make them with: {command}")
+        if annotations is None:
+            image_paths = [image_dir / name for name in sorted(list_relative(image_dir, ".jpg"))]
+            image_ids = None
+        else:
+            images = sorted(annotations["images"], key=lambda image: image["id"])
+            image_paths = [image_dir / image["file_name"] for image in images]
+            image_ids = [image["id"] for image in images]
+            require_files(image_paths, "pictures", f"They are listed in {annotations_path}.")
         super().__init__(
             name="coco2017",
             split=year_split.removesuffix("2017"),
             table=choose_table(annotations, annotations_path, categories),
             image_paths=image_paths,
-            label_paths=label_paths,
-            image_ids=[image["id"] for image in images],
+            label_paths=_pair_labels(root, year_split, image_paths) if with_labels else None,
+            image_ids=image_ids,
             annotations_path=annotations_path,
         )
 
     def read_label(self, path: Path, image_path: Path) -> np.ndarray:
         """Category ids stored in a one-channel PNG, int16, (H, W)."""
-        labels = read_label_png(path)
-        if labels.ndim != 2:
-            raise DataError(
-                f"{path}: expected a label PNG with one channel (category ids), got {labels.shape[2]} channels. "
-                "Make the label PNGs with python -m datasets.coco_masks."
-            )
+        labels = read_index_png(path, "Make the label PNGs with python -m datasets.coco_masks.")
         hint = "Ids above may be raw COCO ids: label PNGs hold training ids, see python -m datasets.coco_masks."
         check_labels(labels, path, self.num_classes, self.ignore_index, hint)
         return labels.astype(np.int16)
+
+
+def _pair_labels(root: Path, year_split: str, image_paths: Sequence[Path]) -> list[Path]:
+    """The label PNG of every picture; DataError if some are missing or belong to no picture."""
+    label_paths = [root / LABEL_DIR / f"{path.stem}.png" for path in image_paths]
+    command = f"python -m datasets.coco_masks --dir_dataset {root} --split {year_split}"
+    require_files(label_paths, "semantic label PNGs", f"Make them with: {command}")
+    # The folder holds the labels of both splits. The other split's pictures tell which those are; where they are not
+    # kept but their annotations are, the rest of the folder is taken to be theirs.
+    other = "train2017" if year_split == "val2017" else "val2017"
+    if (root / other).is_dir() or not (root / "annotations" / f"instances_{other}.json").is_file():
+        expected = {path.name for path in label_paths}
+        expected |= {f"{Path(name).stem}.png" for name in list_relative(root / other, ".jpg")}
+        remedy = f"Take them away, or put their pictures into {year_split} or {other}."
+        refuse_extra(list_relative(root / LABEL_DIR, ".png"), expected, root / LABEL_DIR, remedy)
+    return label_paths
 
 
 def split_name(split: str) -> str:
@@ -127,11 +150,13 @@ def annotated_names(root: Path, split: str) -> list[str] | None:
     return [BACKGROUND, *(names[number] for number in sorted(names))]
 
 
-def choose_table(annotations: Mapping[str, Any], path: Path, categories: Sequence[str] | None) -> CategoryTable:
+def choose_table(
+    annotations: Mapping[str, Any] | None, path: Path | None, categories: Sequence[str] | None
+) -> CategoryTable:
     """COCO's own category table, or one for other names with their ids in the annotation file.
 
     Args:
-        annotations: COCO document.
+        annotations: COCO document, or None: labels need no ids.
         path: its file, for messages.
         categories: background and names in label order, or None.
 
@@ -143,13 +168,7 @@ def choose_table(annotations: Mapping[str, Any], path: Path, categories: Sequenc
         return coco
     if not categories or categories[0] != BACKGROUND:
         raise DataError(f"the first category has to be {BACKGROUND!r} (label 0), got {list(categories[:1])}.")
-    raw_ids = {category["name"]: int(category["id"]) for category in annotations["categories"]}
-    missing = [name for name in categories[1:] if name not in raw_ids]
-    if missing:
-        raise DataError(
-            f"{path}: {len(missing)} of {len(categories) - 1} categories are not among its {len(raw_ids)}: "
-            f"{', '.join(map(repr, missing[:10]))}. It has {', '.join(map(repr, list(raw_ids)[:10]))}, ..."
-        )
+    raw_ids = None if annotations is None else _find_ids(annotations, path, categories)
     palette = bit_palette(len(categories))
     label_colours = bit_palette(CUSTOM_IGNORE_INDEX + 1)
     label_colours[CUSTOM_IGNORE_INDEX] = 255
@@ -159,5 +178,16 @@ def choose_table(annotations: Mapping[str, Any], path: Path, categories: Sequenc
         palette=palette,
         ignore_index=CUSTOM_IGNORE_INDEX,
         label_colours=label_colours,
-        raw_category_ids=(0, *(raw_ids[name] for name in categories[1:])),
+        raw_category_ids=raw_ids,
     )
+
+
+def _find_ids(annotations: Mapping[str, Any], path: Path, categories: Sequence[str]) -> tuple[int, ...]:
+    raw_ids = {category["name"]: int(category["id"]) for category in annotations["categories"]}
+    missing = [name for name in categories[1:] if name not in raw_ids]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(categories) - 1} categories are not among its {len(raw_ids)}: "
+            f"{', '.join(map(repr, missing[:10]))}. It has {', '.join(map(repr, list(raw_ids)[:10]))}, ..."
+        )
+    return (0, *(raw_ids[name] for name in categories[1:]))

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.base import Benchmark, require_dir, require_files
+from datasets.base import Benchmark
 from datasets.coco import read_annotations
+from datasets.label_files import require_dir, require_files
 from datasets.metadata import category_table, coco20k_image_ids
 from utils.errors import DataError
 from utils.files import write_json

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.base import Benchmark, check_labels, read_label_png, require_dir, require_files
+from datasets.base import Benchmark
+from datasets.label_files import (
+    check_labels,
+    list_relative,
+    read_label_png,
+    refuse_extra,
+    require_dir,
+    require_files,
+)
 from datasets.metadata import imagenet_s_table
 from utils.errors import DataError
 from utils.files import atomic_write
@@ -29,7 +37,7 @@ class ImageNetSBenchmark(Benchmark):
         num_categories: 50, 300 or 919, background not counted.
 
     Raises:
-        DataError: unknown split, missing folder, or missing label PNGs.
+        DataError: unknown split, missing folder, missing label PNGs, or label PNGs without a picture.
     """
 
     def __init__(self, root: str | Path, split: str = "val", *, num_categories: int = 919) -> None:
@@ -48,6 +56,9 @@ class ImageNetSBenchmark(Benchmark):
             label_dir = base / f"{folder}-segmentation"
             label_paths = [label_dir / path.parent.name / f"{path.stem}.png" for path in image_paths]
             require_files(label_paths, "label PNGs", f"They belong into {label_dir}/<wnid>/.")
+            labels = {f"{path.parent.name}/{path.name}" for path in label_paths}
+            remedy = f"Put their pictures into {image_dir}/<wnid>/, or take the label PNGs away."
+            refuse_extra(list_relative(label_dir, ".png", depth=1), labels, label_dir, remedy)
         super().__init__(name="imagenet-s", split=split, table=table, image_paths=image_paths, label_paths=label_paths)
         self.num_categories = num_categories
 
@@ -66,12 +77,13 @@ class ImageNetSBenchmark(Benchmark):
         check_labels(labels, path, self.num_classes, self.ignore_index)
         return labels
 
-    def shrink(self, image: np.ndarray) -> np.ndarray:
-        """The picture with its longer side at most 1024, Pillow's bilinear filter."""
-        height, width = network_size((image.shape[0], image.shape[1]))
-        if (height, width) == image.shape[:2]:
-            return image
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    def fit(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+        """The picture with its longer side at most 1024 (Pillow's bilinear filter); scored at full resolution."""
+        full = (image.shape[0], image.shape[1])
+        height, width = network_size(full)
+        if (height, width) != full:
+            image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        return image, label, full
 
     def export_path(self, output_dir: str | Path, image_path: Path) -> Path:
         """Where the label PNG of a picture belongs below a submission folder: `<wnid>/<stem>.png`."""

@@ -7,9 +7,7 @@ masks leave it as run borders, read in a thread while the next picture is comput
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,18 +18,19 @@ from torch import Tensor
 
 from datasets.base import Benchmark, EvaluationItem
 from datasets.coco import read_annotations
+from evaluation.binary import BinaryResult, BinaryScores
 from evaluation.coco import check_annotations, evaluate_coco
-from evaluation.instances import PredictedInstances, Record, instances_to_records
+from evaluation.instances import PredictedInstances, Record
 from evaluation.protocol import Protocol
+from evaluation.records import RecordWriter, compute_on_main, gather_records
 from evaluation.semantic import SemanticResult, SemanticScores
-from utils.distributed import all_gather_objects, is_main, rank, shard, world_size
+from utils.distributed import shard
 from utils.errors import DataError
 from utils.loader import load_batches
 from utils.log import get_logger, progress
 
 logger = get_logger(__name__)
-
-_PENDING = 4  # pictures whose masks may wait for their run-length codes; bounds the memory
+_OWN_ENTRIES = ("benchmark", "classes", "ignore index", "image size", "score size")  # those that `Protocol` names
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,23 @@ class Prediction:
 class EvaluationResult:
     """Everything measured; the same on all ranks, except that only rank zero holds the records."""
 
-    semantic: SemanticResult | None  # None where the benchmark has no labels
+    semantic: SemanticResult | None  # None where the benchmark has no labels or is binary
     coco: dict[str, float] | None  # class-aware mask AP; None without instances
     coco_class_agnostic: dict[str, float] | None
     records: list[Record]  # all instances, by image id; empty on the other ranks
     protocol: Protocol
     seconds: float
+    binary: BinaryResult | None = None  # of binary benchmarks with labels
+
+    @property
+    def class_iou(self) -> Sequence[float] | None:
+        """IoU of every class in the order of the protocol's names (NaN where absent); None without label scores."""
+        return None if self.semantic is None else self.semantic.class_iou
 
     def scores(self) -> dict[str, float]:
         """All scores by name, as fractions; class-agnostic ones end in `_class_agnostic`."""
         scores = {} if self.semantic is None else self.semantic.scores()
+        scores |= {} if self.binary is None else self.binary.scores()
         scores |= self.coco or {}
         return scores | {f"{name}_class_agnostic": value for name, value in (self.coco_class_agnostic or {}).items()}
 
@@ -86,13 +92,21 @@ def protocol_of(benchmark: Benchmark, *, num_images: int | None = None, **entrie
         entries: entries of `Protocol` that the system knows (prompts, refiner, suppression, ...).
     """
     facts = dict(benchmark.protocol)
+    extra = {name: text for name, text in facts.items() if name not in _OWN_ENTRIES}
+    if benchmark.binary:
+        extra["score"] = "IoU of every picture over the pixels labelled 0 or 1, averaged over pictures"
     return Protocol(
         benchmark=benchmark.name,
         split=benchmark.split,
         num_images=len(benchmark) if num_images is None else num_images,
         category_names=tuple(benchmark.category_names),
         ignore_index=benchmark.ignore_index,
-        **{"image_size": facts.get("image size", "full resolution"), **entries},
+        **{
+            "image_size": facts.get("image size", "full resolution"),
+            "score_size": facts.get("score size", "size of the ground truth"),
+            **entries,
+            "extra": {**extra, **entries.get("extra", {})},
+        },
     )
 
 
@@ -132,10 +146,10 @@ def evaluate_semantic_and_instances(
     start = time.perf_counter()
     num_images = len(benchmark) if max_images is None else min(max_images, len(benchmark))
     annotations = _annotations(benchmark) if with_instances and benchmark.annotations_path is not None else None
-    scores = SemanticScores(benchmark.num_classes, device) if benchmark.has_labels else None
+    scores = _make_scores(benchmark, device)
     pictures = _load(benchmark, shard(range(num_images)), num_workers, torch.device(device))
     records: list[Record] = []
-    with _RecordWriter(benchmark, records) as writer, torch.inference_mode():
+    with RecordWriter(benchmark, records) as writer, torch.inference_mode():
         for picture, prediction in _predict_all(predict, pictures, batch_size, device):
             if scores is not None:
                 scores.update(picture.label.to(device, non_blocking=True), prediction.labels)
@@ -145,25 +159,33 @@ def evaluate_semantic_and_instances(
                 visit(picture.item(), prediction)
     if scores is not None:
         scores.synchronise()
-    records = _gather(records)
+    records = gather_records(records)
     coco, agnostic = None, None
     if annotations is not None:
         image_ids = benchmark.image_ids[:num_images]
-        coco = _on_main(lambda: evaluate_coco(annotations, records, max_dets=max_dets, image_ids=image_ids))
+        coco = compute_on_main(lambda: evaluate_coco(annotations, records, max_dets=max_dets, image_ids=image_ids))
         if class_agnostic:
-            agnostic = _on_main(
+            agnostic = compute_on_main(
                 lambda: evaluate_coco(
                     annotations, records, max_dets=max_dets, image_ids=image_ids, use_categories=False
                 )
             )
+    result = None if scores is None else scores.compute()
     return EvaluationResult(
-        semantic=None if scores is None else scores.compute(),
+        semantic=None if benchmark.binary else result,
         coco=coco,
         coco_class_agnostic=agnostic,
         records=records,
         protocol=replace(protocol or protocol_of(benchmark), num_images=num_images),
         seconds=time.perf_counter() - start,
+        binary=result if benchmark.binary else None,
     )
+
+
+def _make_scores(benchmark: Benchmark, device: torch.device | str) -> SemanticScores | BinaryScores | None:
+    if not benchmark.has_labels:
+        return None
+    return BinaryScores() if benchmark.binary else SemanticScores(benchmark.num_classes, device)
 
 
 def _annotations(benchmark: Benchmark) -> dict[str, Any]:
@@ -221,59 +243,3 @@ def _predict_all(
         images = torch.stack([picture.image.to(device, non_blocking=True) for picture in group])
         predictions = predict(images, tuple(group[0].size))
         yield from zip(group, predictions, strict=True)
-
-
-class _RecordWriter:
-    """Turns instances into records in a thread of its own, in order, never far behind."""
-
-    def __init__(self, benchmark: Benchmark, records: list[Record]) -> None:
-        self.raw_category_ids, self.records = benchmark.raw_category_ids, records
-        self.pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="records")
-        self.pending: deque[Future[list[Record]]] = deque()
-
-    def __enter__(self) -> _RecordWriter:
-        return self
-
-    def __exit__(self, kind: object, error: object, traceback: object) -> None:
-        try:
-            while self.pending and error is None:
-                self.records.extend(self.pending.popleft().result())
-        finally:
-            self.pool.shutdown(cancel_futures=True)
-
-    def add(self, instances: PredictedInstances, image_id: int) -> None:
-        self.pending.append(self.pool.submit(self._make, instances, image_id))
-        while len(self.pending) > _PENDING:
-            self.records.extend(self.pending.popleft().result())
-
-    def _make(self, instances: PredictedInstances, image_id: int) -> list[Record]:
-        return instances_to_records(
-            instances.masks,
-            instances.scores,
-            instances.category_ids,
-            image_id=image_id,
-            raw_category_ids=self.raw_category_ids,
-            with_box=False,
-        )
-
-
-def _gather(records: list[Record]) -> list[Record]:
-    """All ranks' records, sorted by image id, on rank zero; nothing elsewhere."""
-    gathered = all_gather_objects(records)
-    if not is_main():
-        return []
-    return sorted((record for part in gathered for record in part), key=lambda record: record["image_id"])
-
-
-def _on_main(compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute on rank zero, return everywhere; a user error of rank zero is raised everywhere."""
-    outcome: Any = None
-    if rank() == 0:
-        try:
-            outcome = compute()
-        except DataError as error:
-            outcome = error
-    outcome = all_gather_objects(outcome)[0] if world_size() > 1 else outcome
-    if isinstance(outcome, DataError):
-        raise outcome
-    return outcome

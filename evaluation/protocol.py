@@ -14,6 +14,7 @@ _PER_CENT = {  # name in results -> name in the table; all are fractions
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean accuracy",
     "frequency_weighted_iou": "frequency-weighted IoU",
+    "iou": "IoU, mean over images",
 }
 
 

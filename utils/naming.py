@@ -1,4 +1,4 @@
-"""Names of experiment folders, as in the ZUTIS release."""
+"""Names of experiment folders and of categories in file names, as in the releases."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _INDEX_NAMES = {"ImageNet2012": "imagenet", "pass": "pass"}
 def architecture_name(clip_arch: str) -> str:
     """A CLIP architecture in the form that file names use: `ViT-L/14@336px` -> `vit_l_14_336px`."""
     return re.sub(r"[-/@]", "_", clip_arch).lower()
+
+
+def category_slug(category: str) -> str:
+    """A category's name in the form that file names use: `tv/monitor` -> `tv_monitor`."""
+    return category.replace(" ", "_").replace("/", "_")
 
 
 def experiment_name(
@@ -44,7 +49,6 @@ def experiment_name(
     Source: ZUTIS spec 10. ImageNet2012 and PASS folders have their published short names; any other index folder
     contributes its own name (the release refuses it).
     """
-    low, high = scale_range
     parts = [
         architecture_name(clip_arch),
         "frozen_bn" if "RN" in clip_arch and frozen_bn else "",
@@ -52,12 +56,69 @@ def experiment_name(
         "rd" if random_duplicate else "",
         f"n{num_images}",
         *(_index_name(Path(folder)) for folder in index_dirs),
-        f"sr{int(100 * low)}{int(100 * high)}",
+        _scale_name(scale_range),
         suffix,
         f"s{seed}",
         "debug" if debug else "",
     ]
     return "_".join(part for part in parts if part)
+
+
+def category_file_name(category: str) -> str:
+    """A category in the form that file names use: `tv/monitor` -> `tv_monitor`."""
+    return re.sub(r"[ /]", "_", category)
+
+
+def namedmask_experiment_name(
+    *,
+    segmenter_name: str,
+    num_images: int,
+    scale_range: tuple[float, float],
+    max_num_masks: int = 1,
+    num_categories: int | None = None,
+    category: str | None = None,
+    cluster_id: int | None = None,
+    use_expert_masks: bool = False,
+    suffix: str = "",
+    seed: int = 0,
+    debug: bool = False,
+) -> str:
+    """The folder name of a NamedMask run, for example `deeplabv3plus_resnet50_n500_cp2_sr10100_ex_s0`.
+
+    Args:
+        segmenter_name: name of the network.
+        num_images: retrieved pictures per category.
+        scale_range: range of the scale of drawn pictures; shown in per cent, truncated.
+        max_num_masks: objects per training sample at most; shown from 2 on.
+        num_categories: of ImageNet-S (background not counted); None for other benchmarks.
+        category: the category of an expert.
+        cluster_id: the number of an expert for a group of categories.
+        use_expert_masks: whether the segmenter learns from experts' masks.
+        suffix: free text.
+        seed: of the run.
+        debug: whether this is a trial run.
+
+    Source: NamedMask spec 4. The release writes a category or a cluster, never both; so does this.
+    """
+    expert = f"cid{cluster_id}" if cluster_id is not None else category_file_name(category or "")
+    parts = [
+        segmenter_name,
+        f"n{num_images}",
+        f"cp{max_num_masks}" if max_num_masks > 1 else "",
+        _scale_name(scale_range),
+        f"in_s{num_categories}" if num_categories is not None else "",
+        expert,
+        "ex" if use_expert_masks else "",
+        suffix,
+        f"s{seed}",
+        "debug" if debug else "",
+    ]
+    return "_".join(part for part in parts if part)
+
+
+def _scale_name(scale_range: tuple[float, float]) -> str:
+    low, high = scale_range
+    return f"sr{int(100 * low)}{int(100 * high)}"
 
 
 def _index_name(folder: Path) -> str:

@@ -66,10 +66,13 @@ def coco(tmp_path: Path) -> Path:
 def test_tables_are_complete() -> None:
     for name in table_names():
         table = category_table(name)
-        assert table.names[0] == "background"
         assert len(set(table.names)) == table.num_classes == len(table.palette)
-        assert len(table.label_colours) == table.ignore_index + 1
+        assert len(table.label_colours) == (table.num_classes if table.ignore_index < 0 else table.ignore_index + 1)
         assert np.array_equal(table.label_colours[: table.num_classes], table.palette)
+        if table.label_map is not None:
+            assert set(table.label_map.tolist()) - {-1, -2} == set(range(table.num_classes))
+    with_background = {name for name in table_names() if category_table(name).names[0] == "background"}
+    assert len(with_background) == len(table_names()) - 5
     assert category_table("coco2017").raw_category_ids[80] == 90
     assert [category_table(f"imagenet_s{n}").num_classes for n in (50, 300, 919)] == [51, 301, 920]
     assert len(coco20k_image_ids()) == len(set(coco20k_image_ids())) == 19817

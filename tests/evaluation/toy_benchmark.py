@@ -40,6 +40,7 @@ def draw(index: int) -> tuple[np.ndarray, np.ndarray]:
 
 class ToyBenchmark:
     name, split, num_classes, ignore_index, has_labels = "toy", "val", 4, 255, True
+    binary = False
     category_names = ("background", "circle", "square", "star")
     raw_category_ids = RAW_IDS
     protocol = {"image size": "full resolution"}  # noqa: RUF012
