@@ -70,6 +70,12 @@ class CategoryTable:
         """Number of labels, background included."""
         return len(self.names)
 
+    def stored_values(self) -> list[int]:
+        """The first value that label files hold for each label (`label_map` the other way round)."""
+        if self.label_map is None:
+            return list(range(self.num_classes))
+        return [int(np.flatnonzero(self.label_map == label)[0]) for label in range(self.num_classes)]
+
 
 def table_names() -> tuple[str, ...]:
     """Names that `category_table` knows."""

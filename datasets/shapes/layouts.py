@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from datasets.metadata import bit_palette, category_table, imagenet_s_table
 from datasets.shapes.captions import write_caption
 from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.scenes import Scene, make_scene
@@ -26,8 +27,9 @@ from utils.files import atomic_write, write_json
 
 #: Raw ids of the COCO-like set: like COCO's own they have gaps (12 is missing there too), in train-id order.
 RAW_CATEGORY_IDS: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14, 15)
-#: Folder of each category in the ImageNet-S-like set, ascending as the train ids are.
-WNIDS: tuple[str, ...] = tuple(f"n{90000000 + 137 * (row + 1):08d}" for row in range(len(CATEGORY_NAMES)))
+#: Cities of the Cityscapes-like set, and the raw ids of what is no thing there: the ground, and the picture's border.
+_CITIES = ("roundstadt", "squareville")
+_GROUND_ID, _BORDER_ID = 22, 3
 _NUM_INDEX_WNIDS = 20
 _JPEG_QUALITY = 92
 
@@ -47,14 +49,10 @@ def encode_png(label: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def voc_palette() -> np.ndarray:
-    """Make PASCAL VOC's 256 label colours by its bit-interleaving rule, uint8 (256, 3)."""
-    colours = np.zeros((256, 3), dtype=np.uint8)
-    for label in range(256):
-        for bit in range(8):
-            for channel in range(3):
-                colours[label, channel] |= ((label >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colours
+def outline_things(scene: Scene, label: np.ndarray, value: int) -> np.ndarray:
+    """A copy of a label map with `value` on the borders between things and what is around them."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    return np.where(cv2.morphologyEx(scene.instances, cv2.MORPH_GRADIENT, cross) > 0, label.dtype.type(value), label)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -198,7 +196,10 @@ class CocoLayout(Layout):
 
 
 class VocLayout(Layout):
-    """``VOC2012/JPEGImages``, ``SegmentationClass`` (palette PNG, 255 on outlines), ``ImageSets/Segmentation``."""
+    """``VOC2012/JPEGImages``, ``SegmentationClass`` (palette PNG, 255 on outlines), ``ImageSets/Segmentation``.
+
+    Category i is VOC's class i. Every third picture belongs to the train split, the others to val.
+    """
 
     name = "VOC2012"
     kind = "scene"
@@ -214,59 +215,111 @@ class VocLayout(Layout):
         """See ``Layout``."""
         scene = self.scene(index)
         image_path, label_path = self.paths(index)
-        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-        outline = cv2.morphologyEx(scene.instances, cv2.MORPH_GRADIENT, cross) > 0
-        label = np.where(outline, np.uint8(255), scene.category_map)
-        write_bytes(label_path, encode_png(label, voc_palette()))
+        write_bytes(label_path, encode_png(outline_things(scene, scene.category_map, 255), bit_palette(256)))
         write_bytes(image_path, encode_jpeg(scene.image))
         return image_path.stem
 
     def finish(self, records: Sequence[Any]) -> None:
         """See ``Layout``."""
-        listing = "".join(f"{stem}\n" for stem in records)
-        write_bytes(self.root / self.name / "ImageSets" / "Segmentation" / "val.txt", listing.encode())
+        splits = {"train": records[2::3], "val": [s for i, s in enumerate(records) if i % 3 != 2], "trainval": records}
+        for split, stems in splits.items():
+            listing = "".join(f"{stem}\n" for stem in stems)
+            write_bytes(self.root / self.name / "ImageSets" / "Segmentation" / f"{split}.txt", listing.encode())
 
 
-class CocaLayout(Layout):
-    """``CoCA/image/<class>/*.jpg`` and ``CoCA/binary/<class>/*.png`` (255 on the class); one class per folder."""
+class CityscapesLayout(Layout):
+    """``cityscapes/leftImg8bit/val/<city>/*_leftImg8bit.png`` and ``gtFine/val/<city>/*_gtFine_labelIds.png``.
 
-    name = "CoCA"
-    kind = "single"
+    Labels are raw ids: category i is the i-th of the 14 object classes, the ground is terrain, a border of one pixel
+    lies outside the region of interest.
+    """
 
-    def scene(self, index: int) -> Scene:
-        """See ``Layout``."""
-        category = index % len(CATEGORY_NAMES)
-        index += self.first_index
-        return make_scene(self.kind, index, image_size=self.image_size, seed=self.seed, category=category)
+    name = "cityscapes"
+    kind = "scene"
+    first_index = 2_000_000
 
     def paths(self, index: int) -> list[Path]:
         """See ``Layout``."""
-        folder, name = self.root / self.name, CATEGORY_NAMES[index % len(CATEGORY_NAMES)]
-        return [folder / "image" / name / f"{index:06d}.jpg", folder / "binary" / name / f"{index:06d}.png"]
+        city = _CITIES[index % len(_CITIES)]
+        folder, stem = self.root / self.name, f"{city}_{index:06d}_000019"
+        return [
+            folder / "leftImg8bit" / "val" / city / f"{stem}_leftImg8bit.png",
+            folder / "gtFine" / "val" / city / f"{stem}_gtFine_labelIds.png",
+        ]
 
     def write(self, index: int) -> Any:
         """See ``Layout``."""
         scene = self.scene(index)
         image_path, label_path = self.paths(index)
-        shown = scene.category_map == 1 + index % len(CATEGORY_NAMES)
-        write_bytes(label_path, encode_png(np.where(shown, np.uint8(255), np.uint8(0))))
-        write_bytes(image_path, encode_jpeg(scene.image))
+        raw_ids = category_table("cityscapes_object").stored_values()
+        raw_ids[0] = _GROUND_ID
+        label = np.array(raw_ids, np.uint8)[scene.category_map]
+        label[[0, -1]], label[:, [0, -1]] = _BORDER_ID, _BORDER_ID
+        write_bytes(label_path, encode_png(label))
+        write_bytes(image_path, encode_png(scene.image))
         return image_path.name
 
     def finish(self, records: Sequence[Any]) -> None:
         """Nothing describes the whole set."""
 
 
-class ImageNetSLayout(CocaLayout):
-    """``ImageNetS<n>/validation/<wnid>/*.JPEG`` and ``validation-segmentation`` (label = R + 256·G, 1000 ignored)."""
+class SingleClassLayout(Layout):
+    """A set whose pictures lie in folders by class; category i takes the place of the benchmark's category i."""
+
+    kind = "single"
+
+    def label(self, index: int) -> int:
+        """Label of the class that picture ``index`` was made for."""
+        return 1 + index % len(CATEGORY_NAMES)
+
+    def scene(self, index: int) -> Scene:
+        """See ``Layout``."""
+        category = self.label(index) - 1
+        index += self.first_index
+        return make_scene(self.kind, index, image_size=self.image_size, seed=self.seed, category=category)
+
+    def finish(self, records: Sequence[Any]) -> None:
+        """Nothing describes the whole set."""
+
+
+class CocaLayout(SingleClassLayout):
+    """``CoCA/image/<class>/*.jpg`` and ``CoCA/binary/<class>/*.png`` (255 on the class); one class per folder."""
+
+    name = "CoCA"
+
+    def paths(self, index: int) -> list[Path]:
+        """See ``Layout``."""
+        folder, name = self.root / self.name, category_table("coca").names[self.label(index)]
+        return [folder / "image" / name / f"{index:06d}.jpg", folder / "binary" / name / f"{index:06d}.png"]
+
+    def write(self, index: int) -> Any:
+        """See ``Layout``."""
+        scene = self.scene(index)
+        image_path, label_path = self.paths(index)
+        shown = scene.category_map == self.label(index)
+        write_bytes(label_path, encode_png(np.where(shown, np.uint8(255), np.uint8(0))))
+        write_bytes(image_path, encode_jpeg(scene.image))
+        return image_path.name
+
+
+@dataclass(frozen=True)
+class ImageNetSLayout(SingleClassLayout):
+    """``ImageNetS/ImageNetS<n>``: ``validation/<wnid>`` and ``validation-segmentation`` (R + 256·G, 1000 ignored).
+
+    Attributes:
+        num_categories: of the benchmark that is imitated: 50, 300 or 919.
+    """
+
+    num_categories: int = 50
 
     name = "ImageNetS"
     first_index = 1_000_000
 
     def paths(self, index: int) -> list[Path]:
         """See ``Layout``."""
-        folder = self.root / f"{self.name}{len(CATEGORY_NAMES)}"
-        wnid = WNIDS[index % len(CATEGORY_NAMES)]
+        folder = self.root / self.name / f"ImageNetS{self.num_categories}"
+        folders = imagenet_s_table(self.num_categories).folders
+        wnid = next(wnid for wnid, label in folders.items() if label == self.label(index))
         stem = f"ILSVRC2012_val_{index + 1:08d}"
         return [
             folder / "validation" / wnid / f"{stem}.JPEG",
@@ -277,9 +330,7 @@ class ImageNetSLayout(CocaLayout):
         """See ``Layout``."""
         scene = self.scene(index)
         image_path, label_path = self.paths(index)
-        label = scene.category_map.astype(np.int32)
-        cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-        label[cv2.morphologyEx(scene.instances, cv2.MORPH_GRADIENT, cross) > 0] = 1000
+        label = outline_things(scene, scene.category_map.astype(np.int32), 1000)
         red_green = np.stack([label % 256, label // 256, np.zeros_like(label)], axis=-1).astype(np.uint8)
         write_bytes(label_path, encode_png(red_green))
         write_bytes(image_path, encode_jpeg(scene.image))

@@ -15,6 +15,7 @@ from typing import Any
 from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.layouts import (
     CaptionLayout,
+    CityscapesLayout,
     CocaLayout,
     CocoLayout,
     ImageNetLayout,
@@ -30,7 +31,7 @@ from utils.log import get_logger, progress
 _logger = get_logger(__name__)
 
 _CHUNK = 128
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,10 @@ class World:
         imagenet_dir: index dataset, ``ImageNet2012/train`` below it holds wnid folders.
         pass_dir: index dataset, flat ``images`` folder inside.
         coco_dir: COCO2017-like validation set.
-        voc_dir: VOC-like validation set.
+        voc_dir: VOC2012-like set.
+        cityscapes_dir: Cityscapes-like validation set.
         coca_dir: CoCA-like set.
-        imagenet_s_dir: ImageNet-S-like validation set.
+        imagenet_s_dir: folder that holds the ImageNet-S-like validation set, ``ImageNetS50`` or another.
         captions_dir: webdataset shards.
         truth_dir: what the index pictures show; for reports only, never for learning.
         category_names: without background.
@@ -55,6 +57,7 @@ class World:
     pass_dir: Path
     coco_dir: Path
     voc_dir: Path
+    cityscapes_dir: Path
     coca_dir: Path
     imagenet_s_dir: Path
     captions_dir: Path
@@ -69,8 +72,9 @@ def _locate(root: Path) -> World:
         pass_dir=root / PassLayout.name,
         coco_dir=root / CocoLayout.name,
         voc_dir=root / VocLayout.name,
+        cityscapes_dir=root / CityscapesLayout.name,
         coca_dir=root / CocaLayout.name,
-        imagenet_s_dir=root / f"{ImageNetSLayout.name}{len(CATEGORY_NAMES)}",
+        imagenet_s_dir=root / ImageNetSLayout.name,
         captions_dir=root / CaptionLayout.name,
         truth_dir=root / "truth",
         category_names=CATEGORY_NAMES,
@@ -84,8 +88,10 @@ def make_world(
     num_pass: int = 0,
     num_val: int = 0,
     num_voc: int = 0,
+    num_cityscapes: int = 0,
     num_coca: int = 0,
     num_imagenet_s: int = 0,
+    imagenet_s_categories: int = 50,
     num_caption_shards: int = 0,
     image_size: int = 128,
     seed: int = 0,
@@ -98,9 +104,11 @@ def make_world(
         num_imagenet: pictures of the ImageNet2012-like index dataset.
         num_pass: pictures of the PASS-like index dataset.
         num_val: pictures of the COCO2017-like validation set.
-        num_voc: pictures of the VOC-like validation set.
+        num_voc: pictures of the VOC2012-like set, two thirds of them for validation.
+        num_cityscapes: pictures of the Cityscapes-like validation set.
         num_coca: pictures of the CoCA-like set.
         num_imagenet_s: pictures of the ImageNet-S-like validation set.
+        imagenet_s_categories: which ImageNet-S it is like: 50, 300 or 919.
         num_caption_shards: webdataset shards of 500 captioned pictures each.
         image_size: shorter side of the pictures.
         seed: number of the world; the same seed gives the same bytes.
@@ -119,6 +127,7 @@ def make_world(
         PassLayout: num_pass,
         CocoLayout: num_val,
         VocLayout: num_voc,
+        CityscapesLayout: num_cityscapes,
         CocaLayout: num_coca,
         ImageNetSLayout: num_imagenet_s,
         CaptionLayout: num_caption_shards,
@@ -127,7 +136,8 @@ def make_world(
     with _mapper(num_workers) as run:
         for layout_class, count in counts.items():
             if count:
-                _write_layout(layout_class(root, count, image_size, seed), run)
+                options = {"num_categories": imagenet_s_categories} if layout_class is ImageNetSLayout else {}
+                _write_layout(layout_class(root, count, image_size, seed, **options), run)
     return _locate(root)
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from datasets.build import build_benchmark
 from datasets.shapes import CATEGORY_NAMES, World, make_scene, make_world, read_truth
 from datasets.shapes.captions import mentioned_categories, write_caption
 from datasets.shapes.categories import CATEGORIES, COLOURS
@@ -32,7 +33,8 @@ PARTS = {
     "num_imagenet": 12,
     "num_pass": 5,
     "num_val": 9,
-    "num_voc": 4,
+    "num_voc": 6,
+    "num_cityscapes": 5,
     "num_coca": 14,
     "num_imagenet_s": 14,
 }
@@ -239,9 +241,13 @@ def test_coco_layout_reads_with_pycocotools_and_agrees_with_its_label_maps(world
 
 
 def test_voc_layout_has_palette_labels_with_outlines(world: World):
-    stems = (world.voc_dir / "ImageSets" / "Segmentation" / "val.txt").read_text().split()
-    assert len(stems) == PARTS["num_voc"]
-    for stem in stems:
+    lists = {
+        split: (world.voc_dir / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+        for split in ("train", "val", "trainval")
+    }
+    assert [len(names) for names in lists.values()] == [2, 4, 6]
+    assert sorted(lists["train"] + lists["val"]) == lists["trainval"]
+    for stem in lists["trainval"]:
         label = Image.open(world.voc_dir / "SegmentationClass" / f"{stem}.png")
         assert label.mode == "P"
         assert label.getpalette()[3:6] == [128, 0, 0]
@@ -251,19 +257,45 @@ def test_voc_layout_has_palette_labels_with_outlines(world: World):
         assert (world.voc_dir / "JPEGImages" / f"{stem}.jpg").exists()
 
 
-def test_coca_and_imagenet_s_layouts(world: World):
-    for name in CATEGORY_NAMES:
-        label_path = next((world.coca_dir / "binary" / name).glob("*.png"))
-        assert (world.coca_dir / "image" / name / f"{label_path.stem}.jpg").exists()
-        assert set(np.unique(np.asarray(Image.open(label_path)))) == {0, 255}
-    wnids = sorted(path.name for path in (world.imagenet_s_dir / "validation").iterdir())
-    for row, wnid in enumerate(wnids, start=1):
-        label_path = next((world.imagenet_s_dir / "validation-segmentation" / wnid).glob("*.png"))
-        label = np.asarray(Image.open(label_path)).astype(int)
-        values = label[..., 0] + 256 * label[..., 1]
-        assert row in values
-        assert 1000 in values
-        assert (world.imagenet_s_dir / "validation" / wnid / f"{label_path.stem}.JPEG").exists()
+def test_layouts_are_read_as_their_benchmarks(world: World):
+    folders = {
+        "voc2012": (world.voc_dir, 4),
+        "cityscapes_object": (world.cityscapes_dir, 5),
+        "coca": (world.coca_dir, 14),
+        "coco2017": (world.coco_dir, 9),
+    }
+    for name, (folder, num_pictures) in folders.items():
+        benchmark = build_benchmark(name, folder, with_instances=False)
+        assert len(benchmark) == num_pictures
+        seen = {int(label) for item in benchmark for label in np.unique(item.label)}
+        assert seen - {255} <= set(range(15))
+        assert len(seen) > 3
+        assert (255 in seen) == (name == "voc2012")
+
+
+def test_cityscapes_layout_holds_raw_ids(world: World):
+    truth = make_scene("scene", 2_000_003, image_size=64, seed=3).category_map.astype(int)
+    truth[[0, -1]], truth[:, [0, -1]] = 0, 0
+    (item,) = [
+        item for item in build_benchmark("cityscapes_object", world.cityscapes_dir) if "_000003_" in item.path.name
+    ]
+    np.testing.assert_array_equal(item.label, truth)
+    raw = np.asarray(Image.open(next(world.cityscapes_dir.glob("gtFine/val/*/*_000003_*"))))
+    assert {3, 22} < set(np.unique(raw).tolist()) <= {3, 22, *range(17, 21), *range(24, 34)}
+
+
+def test_single_class_layouts_use_the_benchmarks_folders(world: World):
+    labels = build_benchmark("coca", world.coca_dir)
+    assert {item.path.parent.name for item in labels} == set(labels.category_names[1 : len(CATEGORY_NAMES) + 1])
+    benchmark = build_benchmark("imagenet-s", world.imagenet_s_dir, num_categories=50)
+    for number, item in enumerate(benchmark, start=1):
+        assert benchmark.table.folders[item.path.parent.name] == number
+        assert {number, 1000} <= set(np.unique(item.label).tolist())
+
+
+def test_imagenet_s_of_another_size(tmp_path: Path):
+    made = make_world(tmp_path, num_imagenet_s=3, imagenet_s_categories=919, image_size=32, num_workers=0)
+    assert len(build_benchmark("imagenet-s", made.imagenet_s_dir, num_categories=919)) == 3
 
 
 def test_shards_hold_pairs_of_picture_and_caption(tmp_path: Path):
