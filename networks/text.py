@@ -72,11 +72,23 @@ def encode_prompt_ensemble(clip: ClipModel, names: Sequence[str], templates: Seq
         raise UserError(f"expected prompt templates with {{}} in the place of the category name, {found}.")
     prompts = [template.replace("{}", name) for name in names for template in templates]
     features = encode_texts(clip, prompts)
-    if len(templates) > 1:
-        features = features / features.norm(dim=-1, keepdim=True)
-        features = features.unflatten(0, (len(names), len(templates))).mean(dim=1)
-        features = features / features.norm(dim=-1, keepdim=True)
-    return features.float()
+    return average_prompts(features.unflatten(0, (len(names), len(templates)))).float()
+
+
+def average_prompts(features: Tensor) -> Tensor:
+    """One embedding per category out of those of its prompts.
+
+    Args:
+        features: text features (N, T, D) of N categories with T prompts each, not normalised.
+
+    Returns:
+        (N, D) in the same dtype: mean of unit vectors, unit length. Kept as published: a single prompt's feature as it
+        is, not normalised.
+    """
+    if features.shape[1] == 1:
+        return features[:, 0]
+    mean = (features / features.norm(dim=-1, keepdim=True)).mean(dim=1)
+    return mean / mean.norm(dim=-1, keepdim=True)
 
 
 def check_names(names: Sequence[str], what: str) -> None:
