@@ -29,7 +29,7 @@ def likely_cause(found: State, expected: State) -> str | None:
     kind_found, kind_expected = recognise(found), recognise(expected)
     if kind_found != kind_expected and kind_found and kind_expected:
         return f"these look like {kind_found} weights; the config asks for {kind_expected}"
-    for describe in (clip_architecture, _num_queries, _decoder_layers, _depth, _categories):
+    for describe in (clip_architecture, deeplab_backbone, _num_queries, _decoder_layers, _depth, _categories):
         here, there = describe(found), describe(expected)
         if here and there and here != there:
             return f"these look like {here} weights; the config says {there}"
@@ -41,6 +41,8 @@ def likely_cause(found: State, expected: State) -> str | None:
 
 def recognise(state: State) -> str | None:
     """The system a state dict belongs to ("ZUTIS", "SelfMask", "CLIP", ...), by names that only it has, or None."""
+    if "classifier.aspp.project.0.weight" in state and "classifier.classifier.3.weight" in state:
+        return "DeepLabv3+"
     if "encoder.patch_embed.proj.weight" in state and "query_embed" in state:
         return "SelfMask"
     if "query_embed" in state and any(name.startswith("ffn1.") for name in state):
@@ -73,6 +75,15 @@ def clip_architecture(state: State) -> str | None:
     return _VIT_NAMES.get((width, patch, grid), f"ViT (width {width}, patch {patch}, grid {grid})")
 
 
+def deeplab_backbone(state: State) -> str | None:
+    """Name of the backbone in a DeepLabv3+ state dict ("resnet50", "resnet101", "mobilenet")."""
+    if "backbone.low_level_features.0.0.weight" in state:
+        return "mobilenet"
+    blocks = tuple(_count(state, rf"backbone\.layer{stage}\.(\d+)\.") for stage in range(1, 5))
+    names = {(3, 4, 6, 3): "resnet50", (3, 4, 23, 3): "resnet101"}
+    return names.get(blocks, f"ResNet {blocks}") if any(blocks) else None
+
+
 def _num_queries(state: State) -> str | None:
     queries = state.get("query_embed")
     if queries is None or queries.ndim != 2:
@@ -93,7 +104,10 @@ def _depth(state: State) -> str | None:
 
 def _categories(state: State) -> str | None:
     """Rows of the last classifier, for networks whose output layer counts categories."""
-    for name in ("head.weight", "fc.weight", "classifier.weight", "classifier.4.weight", "text_embeddings"):
+    for name in (
+        *("classifier.classifier.3.weight", "head.weight", "fc.weight", "classifier.weight", "classifier.4.weight"),
+        "text_embeddings",
+    ):
         if name in state and state[name].ndim >= 1:
             return f"{state[name].shape[0]}-category"
     return None

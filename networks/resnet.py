@@ -1,34 +1,44 @@
-"""The dilated ResNet-50 (output stride 8) that gives MoCo v2 and SwAV features to spectral voting."""
+"""Dilated ResNets (output stride 8): features of MoCo v2 and SwAV for spectral voting, and DeepLab's backbone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
-from torchvision.models import resnet50
 
 from networks.checkpoints import load_strict
 from utils.errors import WeightsError
 
 OUTPUT_STRIDE = 8
-# Heads of the self-supervised files (MoCo's projection, SwAV's projection and prototypes): not part of the backbone.
+DEPTHS = (50, 101)
+# Heads of published files (a classifier, MoCo's projection, SwAV's projection and prototypes): no part of the backbone.
 _HEADS = ("fc.", "projection_head.", "prototypes.")
-_MOCO_ENCODER = "encoder_q."
+_MOCO_ENCODERS = ("encoder_q.", "base_encoder.")  # version 2, version 3
+_COUNTER = "num_batches_tracked"
 
 
-class DilatedResNet50(nn.Module):
-    """ResNet-50 whose last two stages keep stride 8 and dilate their 3×3 convolutions by 2 and 4.
+class DilatedResNet(nn.Module):
+    """ResNet with bottlenecks whose last two stages keep stride 8 and dilate their 3×3 convolutions by 2 and 4.
 
     The first 3×3 of a dilated stage keeps the dilation of the stage before (1 and 2), as torchvision's
-    `replace_stride_with_dilation` does.
+    `replace_stride_with_dilation` does. Names and shapes are torchvision's, without the classifier.
+
+    Args:
+        depth: 50 or 101.
     """
 
     stride = OUTPUT_STRIDE
     width = 2048
+    low_level_width = 256
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 50) -> None:
         super().__init__()
-        network = resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+        # Takes a second to import: only those who build a ResNet pay for that.
+        from torchvision.models import resnet50, resnet101
+
+        build = {50: resnet50, 101: resnet101}[depth]
+        network = build(weights=None, replace_stride_with_dilation=[False, True, True])
         self.conv1, self.bn1 = network.conv1, network.bn1
         self.relu, self.maxpool = network.relu, network.maxpool
         self.layer1, self.layer2 = network.layer1, network.layer2
@@ -50,6 +60,11 @@ class DilatedResNet50(nn.Module):
             outputs.append(features)
         return outputs
 
+    def low_and_high(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ImageNet-normalised pictures to layer1 (B, 256, ⌈H/4⌉, ⌈W/4⌉) and layer4 (B, 2048, ⌈H/8⌉, ⌈W/8⌉)."""
+        low, _, _, high = self.stages(images)
+        return low, high
+
     def forward(self, images: Tensor) -> Tensor:
         """Map ImageNet-normalised pictures (B, 3, H, W) to the features of layer4 (B, 2048, ⌈H/8⌉, ⌈W/8⌉)."""
         return self.stages(images)[-1]
@@ -57,12 +72,11 @@ class DilatedResNet50(nn.Module):
 
 def dilated_resnet_from_state_dict(
     state_dict: Mapping[str, Tensor], *, source: str = "the ResNet-50 weights"
-) -> DilatedResNet50:
-    """Load a self-supervised ResNet-50: MoCo v2, SwAV, torchvision names, or names with `prefix.` before the stem.
+) -> DilatedResNet:
+    """Load a self-supervised ResNet-50: MoCo, SwAV, torchvision names, or names with `prefix.` before the stem.
 
     Args:
-        state_dict: the weights, already out of their wrapper (see `networks.checkpoints.read_state_dict`). Entries of
-            projection heads and prototypes are left out; of a MoCo file only the query encoder is read.
+        state_dict: the weights, already out of their wrapper (see `networks.checkpoints.read_state_dict`).
         source: what the weights are, for error messages.
 
     Returns:
@@ -71,16 +85,42 @@ def dilated_resnet_from_state_dict(
     Raises:
         utils.errors.WeightsError: if entries are missing, superfluous or of another shape.
     """
+    network = DilatedResNet(50)
+    load_strict(network, resnet_entries(state_dict, source=source), source=source)
+    return network.eval()
+
+
+def resnet_entries(state_dict: Mapping[str, Tensor], *, source: str = "the ResNet weights") -> dict[str, Tensor]:
+    """The entries of a ResNet's backbone in any dialect, under torchvision's names.
+
+    Args:
+        state_dict: DINO, torchvision, timm, MoCo (only the encoder that is trained by gradients is read), SwAV, or
+            names with `prefix.` before the stem. Classifiers, projection heads and prototypes are left out.
+        source: what the weights are, for error messages.
+
+    Returns:
+        Names and tensors; counters of batches, which files of before 2018 lack, start at 0.
+
+    Raises:
+        utils.errors.WeightsError: if there is no ResNet in the file.
+    """
     names = {name: name.removeprefix("module.") for name in state_dict}
-    if any(name.startswith(_MOCO_ENCODER) for name in names.values()):
-        names = {old: name.removeprefix(_MOCO_ENCODER) for old, name in names.items() if name.startswith(_MOCO_ENCODER)}
+    for encoder in _MOCO_ENCODERS:
+        if any(name.startswith(encoder) for name in names.values()):
+            names = {old: name.removeprefix(encoder) for old, name in names.items() if name.startswith(encoder)}
     names = {old: name.removeprefix("prefix.") for old, name in names.items()}
-    backbone = {name: state_dict[old] for old, name in names.items() if not name.startswith(_HEADS)}
-    if "conv1.weight" not in backbone:
+    entries = {name: state_dict[old] for old, name in names.items() if not name.startswith(_HEADS)}
+    if "conv1.weight" not in entries:
         raise WeightsError(
             f"{source}: a ResNet-50 was expected, but conv1.weight is missing "
             f"(first entries: {', '.join(list(state_dict)[:3]) or 'none'}). Is this the right weight file?"
         )
-    network = DilatedResNet50()
-    load_strict(network, backbone, source=source)
-    return network.eval()
+    return with_counters(entries)
+
+
+def with_counters(entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The entries with counters of the batches that norms have seen, at 0, where a file has no counter at all."""
+    if any(name.endswith(_COUNTER) for name in entries):
+        return entries
+    norms = [name.removesuffix("running_var") for name in entries if name.endswith("running_var")]
+    return entries | {f"{norm}{_COUNTER}": torch.zeros((), dtype=torch.int64) for norm in norms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.optim import AdamW
+from torch.optim import Adam, AdamW
 
 
 def zutis_optimizer(parameter_groups: list[dict[str, Any]], *, weight_decay: float = 0.05) -> AdamW:
@@ -15,3 +15,13 @@ def zutis_optimizer(parameter_groups: list[dict[str, Any]], *, weight_decay: flo
         weight_decay: decoupled decay of every parameter.
     """
     return AdamW(parameter_groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)
+
+
+def deeplab_optimizer(parameter_groups: list[dict[str, Any]], *, weight_decay: float = 2e-4) -> Adam:
+    """Adam as NamedMask and ReCo+ were trained: betas (0.9, 0.999), eps 1e-8, L2 on everything.
+
+    Args:
+        parameter_groups: as ``DeepLabV3Plus.parameter_groups`` gives them, rates included.
+        weight_decay: factor of the parameters that is added to their gradients (norms and biases included).
+    """
+    return Adam(parameter_groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=weight_decay, fused=True)

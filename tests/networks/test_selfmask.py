@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from networks.resnet import DilatedResNet50, dilated_resnet_from_state_dict
+from networks.resnet import DilatedResNet, dilated_resnet_from_state_dict
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from networks.vit import VisionTransformer, pad_to_multiple, resize_position_table, vit_from_state_dict
 from tests.pseudo_labels.tiny_selfmask import tiny_selfmask
@@ -132,7 +132,7 @@ def test_weights_of_another_kind_are_named():
 
 
 def test_dilated_resnet_reads_every_dialect_and_keeps_stride_8():
-    network = DilatedResNet50().eval()
+    network = DilatedResNet().eval()
     state = network.state_dict()
     assert len(state) == 318
     zero = torch.zeros(1)
