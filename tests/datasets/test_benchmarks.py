@@ -17,19 +17,10 @@ from datasets.coco_masks import main as make_masks
 from datasets.coco_masks import paint_instances
 from datasets.imagenet_s import ImageNetSBenchmark, network_size, write_imagenet_s_label
 from datasets.metadata import bit_palette, category_table, coco20k_image_ids, table_names
+from tests.datasets.small_folders import picture, write
 from utils.errors import ConfigError, DataError, UnreadableImageError
 
 LABELS = Path("annotations", "semantic_segmentation_masks")
-
-
-def write(path: Path, array: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(array).save(path, format="PNG")
-    return path
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[list[float]]:
@@ -191,6 +182,40 @@ def test_missing_coco_files_are_named_with_the_remedy(coco: Path) -> None:
         build_benchmark("coco2017", coco)
 
 
+def test_coco_labels_without_a_picture_are_refused(coco: Path) -> None:
+    make_masks(["--dir_dataset", str(coco)])
+    extra = write(coco / LABELS / f"{99:012d}.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(
+        DataError, match=r"semantic_segmentation_masks: 1 of 4 label files belong to no picture: 0+99\.png"
+    ):
+        build_benchmark("coco2017", coco)
+    write(coco / "train2017" / f"{99:012d}.jpg", picture(4, 4))
+    assert len(build_benchmark("coco2017", coco)) == 3
+    (coco / "train2017" / f"{99:012d}.jpg").unlink()
+    with pytest.raises(DataError, match=r"or put their pictures into val2017 or train2017"):
+        build_benchmark("coco2017", coco)
+    (coco / "train2017").rmdir()
+    (coco / "annotations" / "instances_train2017.json").write_bytes(b"{}")
+    assert len(build_benchmark("coco2017", coco)) == 3
+    extra.unlink()
+
+
+def test_coco_without_instance_annotations(coco: Path) -> None:
+    make_masks(["--dir_dataset", str(coco)])
+    whole = build_benchmark("coco2017", coco)
+    (coco / "annotations" / "instances_val2017.json").unlink()
+    benchmark = build_benchmark("coco2017", coco, with_instances=False)
+    assert benchmark.image_paths == whole.image_paths
+    assert benchmark.annotations_path is None
+    assert benchmark.raw_category_ids is None
+    assert np.array_equal(benchmark[2].label, whole[2].label)
+    write(coco / "val2017" / f"{5:012d}.jpg", picture(4, 4))
+    with pytest.raises(DataError, match=r"1 of 4 semantic label PNGs are missing: .*0+5\.png"):
+        build_benchmark("coco2017", coco, with_instances=False)
+    own = build_benchmark("coco2017", coco, categories=["background", "x"], with_instances=False, with_labels=False)
+    assert own.num_classes == 2
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
@@ -230,6 +255,13 @@ def test_coca_pairs_by_name_and_warns_of_greys(tmp_path: Path, caplog, monkeypat
     (tmp_path / "binary" / "dice" / "a.png").unlink()
     with pytest.raises(DataError, match=r"1 of 3 masks are missing: .*dice/a\.png"):
         build_benchmark("coca", tmp_path)
+    (tmp_path / "image" / "dice" / "a.jpg").unlink()
+    assert len(build_benchmark("coca", tmp_path)) == 2
+    write(tmp_path / "binary" / "dice" / "c.png", mask)
+    with pytest.raises(
+        DataError, match=r"binary: 1 of 3 label files belong to no picture: dice/c\.png\. Every picture"
+    ):
+        build_benchmark("coca", tmp_path)
     write(tmp_path / "image" / "unicorn" / "a.jpg", picture(6, 5))
     with pytest.raises(DataError, match="1 folders are no CoCA classes: unicorn"):
         build_benchmark("coca", tmp_path)
@@ -261,6 +293,9 @@ def test_imagenet_s_limits_the_picture_not_the_label(tmp_path: Path) -> None:
     path = write(base / "validation-segmentation" / "n1" / "x.png", colours)
     with pytest.raises(DataError, match=rf"{path}: the label file holds 51 in 1500 pixels; expected 0 to 50, or 1000"):
         build_benchmark("imagenet-s", tmp_path, num_categories=50)[0]
+    write(base / "validation-segmentation" / "n2" / "y.png", colours)
+    with pytest.raises(DataError, match=r"validation-segmentation: 1 of 2 label files belong to no picture: n2/y\.png"):
+        build_benchmark("imagenet-s", tmp_path, num_categories=50)
 
 
 def test_network_sizes() -> None:

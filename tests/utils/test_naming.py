@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.naming import architecture_name, experiment_name
+from utils.naming import architecture_name, category_file_name, experiment_name, namedmask_experiment_name
 
 COMMON = {"num_images": 500, "scale_range": (0.1, 1.0), "random_duplicate": True}
 
@@ -31,3 +31,20 @@ def test_every_part() -> None:
 
 def test_architecture_name() -> None:
     assert architecture_name("ViT-L/14@336px") == "vit_l_14_336px"
+
+
+def test_categories_in_file_names() -> None:
+    assert category_file_name("tv/monitor") == "tv_monitor"
+    assert category_file_name("dining table") == "dining_table"
+
+
+def test_published_namedmask_folders() -> None:
+    common = {"segmenter_name": "deeplabv3plus_resnet50", "num_images": 500, "scale_range": (0.1, 1.0)}
+    name = namedmask_experiment_name(**common, max_num_masks=2, use_expert_masks=True)
+    assert name == "deeplabv3plus_resnet50_n500_cp2_sr10100_ex_s0"
+    name = namedmask_experiment_name(**common, category="potted plant")
+    assert name == "deeplabv3plus_resnet50_n500_sr10100_potted_plant_s0"
+    name = namedmask_experiment_name(
+        **common, num_categories=50, cluster_id=0, category="cat", suffix="try", seed=2, debug=True
+    )
+    assert name == "deeplabv3plus_resnet50_n500_sr10100_in_s50_cid0_try_s2_debug"
