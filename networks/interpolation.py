@@ -46,3 +46,11 @@ def bilinear_matrix(num_cells: int, num_pixels: int) -> Tensor:
     matrix.index_put_((pixel, low), 1 - share, accumulate=True)
     matrix.index_put_((pixel, high), share, accumulate=True)
     return matrix.float()
+
+
+@lru_cache(maxsize=64)
+def source_cells(num_cells: int, num_pixels: int) -> tuple[tuple[int, int], ...]:
+    """First and last cell of a line that each of its pixels is mixed from, for ``num_pixels`` pixels."""
+    used = (bilinear_matrix(num_cells, num_pixels) > 0).int()
+    last = num_cells - 1 - used.flip(1).argmax(dim=1)
+    return tuple(zip(used.argmax(dim=1).tolist(), last.tolist(), strict=True))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from networks.interpolation import bilinear_matrix, resize, resize_adjoint
+from networks.interpolation import bilinear_matrix, resize, resize_adjoint, source_cells
 from training.matcher import Match, match_masks
 from utils.errors import DataError
 
@@ -195,22 +195,21 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         columns = bilinear_matrix(w, width).to(logits)
         gradient = torch.zeros_like(logits) if ctx.needs_input_grad[0] else None
         total = logits.new_zeros((), dtype=torch.float64)
-        block = max(_chunk_elements(logits) // (width * num_categories), 1)
+        block, cells = max(_chunk_elements(logits) // (width * num_categories), 1), source_cells(h, height)
         for index, image in enumerate(logits):
             wide = (columns @ image).flatten(1)  # (h, w, N) -> (h, W·N)
             wide_gradient = torch.zeros_like(wide) if gradient is not None else None
             for start in range(0, height, block):
-                part = slice(start, start + block)
-                z = (rows[part] @ wide).view(-1, num_categories)  # (rows·W, N)
+                part = slice(start, min(start + block, height))
+                # With many categories a block is a few rows of pixels, which need a few rows of cells.
+                band = slice(cells[part.start][0], cells[part.stop - 1][1] + 1)
+                z = (rows[part, band] @ wide[band]).view(-1, num_categories)  # (rows·W, N)
                 target, counts = labels[index, part].reshape(-1, 1), valid[index, part].reshape(-1, 1)
-                chosen = z.gather(1, target)
-                log_sum = z.logsumexp(dim=1, keepdim=True)
-                total += (log_sum - chosen).mul_(counts).double().sum()
+                losses, slope = _cross_entropy(z, target)
+                total += losses.mul_(counts).double().sum()
                 if wide_gradient is not None:
-                    z = z.sub_(log_sum).exp_()
-                    z.scatter_add_(1, target, z.new_full((), -1.0).expand(target.shape))
-                    z.mul_(counts)
-                    wide_gradient.addmm_(rows[part].T, z.view(-1, width * num_categories))
+                    slope.mul_(counts)
+                    wide_gradient[band].addmm_(rows[part, band].T, slope.view(-1, width * num_categories))
             if gradient is not None and wide_gradient is not None:
                 gradient[index] = columns.T @ wide_gradient.view(h, width, num_categories)
         if gradient is not None:
@@ -221,6 +220,14 @@ class _ResizedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         """Scale the gradient that the forward pass kept."""
         return ctx.saved_tensors[0] * grad_output, None, None, None
+
+
+def _cross_entropy(z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of logits (P, N) with classes (P, 1), (P, 1), and its gradient (P, N); exponentials once."""
+    top, winner = z.max(dim=1, keepdim=True)
+    slope = z.softmax(dim=1)
+    losses = top - slope.gather(1, winner).log_() - z.gather(1, target)  # the winner's share is at least 1 / N
+    return losses, slope.scatter_add_(1, target, slope.new_full((), -1.0).expand(target.shape))
 
 
 def _chunk_elements(x: Tensor) -> int:
