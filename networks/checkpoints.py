@@ -6,6 +6,7 @@ into a network or says which names do not fit and why.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
 import zipfile
@@ -140,7 +141,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # The options of a training run, which DeiT and DINO keep beside their weights, are plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_unsafe(error) and _starts_like_weights(path):
             raise WeightsError(

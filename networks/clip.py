@@ -161,6 +161,8 @@ def clip_from_state_dict(
     if "text" not in towers:
         for part in _TEXT_PARTS:
             setattr(clip.model, part, None)
+    if "text" in towers and "image" not in towers and "logit_scale" not in kept:
+        clip.model.logit_scale = None  # it compares the towers: one alone does without
     load_strict(clip.model, kept, source=source)
     return clip.eval()
 

@@ -131,15 +131,19 @@ class ClipVitEncoder(nn.Module):
         Returns:
             Patch tokens after the last norm, (B, H // p, W // p, C).
         """
-        x = self.conv1(images)
-        grid = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)  # (B, C, gh, gw) -> (B, gh·gw, C)
-        table = resample_position_embedding(self.positional_embedding, tuple(grid)).to(x.dtype)
-        class_token = (self.class_embedding.to(x.dtype) + table[:, :1]).expand(x.shape[0], -1, -1)
-        x = self.ln_pre(torch.cat((class_token, x + table[:, 1:]), dim=1))
+        x, grid = self.embed(images)
         for block in self.transformer["resblocks"]:
             x = block(x)
         return self.ln_post(x[:, 1:]).unflatten(1, grid)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens before the first block, class token first, (B, 1 + h·w, C), and the grid (h, w) of the others."""
+        x = self.conv1(images)
+        grid = (x.shape[-2], x.shape[-1])
+        x = x.flatten(2).transpose(1, 2)  # (B, C, h, w) -> (B, h·w, C)
+        table = resample_position_embedding(self.positional_embedding, grid).to(x.dtype)
+        class_token = (self.class_embedding.to(x.dtype) + table[:, :1]).expand(x.shape[0], -1, -1)
+        return self.ln_pre(torch.cat((class_token, x + table[:, 1:]), dim=1)), grid
 
     def project(self, tokens: Tensor) -> Tensor:
         """Map tokens to CLIP's joint space: (..., C) -> (..., D). Linear: it commutes with resizing the grid."""

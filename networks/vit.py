@@ -1,13 +1,15 @@
-"""The plain vision transformer of DINO, with its published names, for pictures of any size.
+"""The plain vision transformer of DINO and DeiT, with its published names, for pictures of any size.
 
-SelfMask uses it as encoder and spectral voting as feature network. timm's class has the same names, but it fixes the
-grid when it is built, and the released weights need the position table treated as `resize_position_table` does.
+SelfMask uses it as encoder, spectral voting and co-segmentation as feature network (``patch_encoders.py``). timm's
+class has the same names, but it fixes the grid when it is built, and the released weights need the position table
+treated as `resize_position_table` does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +82,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """DINO's vision transformer.
+    """DINO's vision transformer, or DeiT's with its second, distillation token.
 
     Args:
         width: token width D, a multiple of `num_heads`.
@@ -89,11 +91,13 @@ class VisionTransformer(nn.Module):
         patch_size: side P of a patch in pixels.
         native_grid: rows (= columns) of the position table.
         hidden_width: width inside the MLP; 4·D if None.
+        distilled: there is a distillation token after the class token.
 
     Raises:
         ValueError: if the width cannot be divided among the heads.
 
-    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021.
+    Source: Caron et al., "Emerging Properties in Self-Supervised Vision Transformers", 2021; Touvron et al., "Training
+    data-efficient image transformers & distillation through attention", 2021.
     """
 
     def __init__(
@@ -105,14 +109,16 @@ class VisionTransformer(nn.Module):
         patch_size: int = 8,
         native_grid: int = 28,
         hidden_width: int | None = None,
+        distilled: bool = False,
     ) -> None:
         super().__init__()
         num_heads = num_heads or max(1, width // HEAD_WIDTH)
         if width % num_heads:
             raise ValueError(f"width ({width}) must be divisible by num_heads ({num_heads})")
-        self.width, self.patch_size = width, patch_size
+        self.width, self.patch_size, self.num_extra_tokens = width, patch_size, 2 if distilled else 1
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + native_grid**2, width))
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if distilled else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.num_extra_tokens + native_grid**2, width))
         self.patch_embed = PatchEmbed(width, patch_size)
         self.blocks = nn.ModuleList(Block(width, num_heads, hidden_width or 4 * width) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
@@ -120,8 +126,9 @@ class VisionTransformer(nn.Module):
 
     def _initialise(self) -> None:
         """Truncated normal weights of standard deviation 0.02 and zero biases."""
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for parameter in (self.cls_token, self.dist_token, self.pos_embed):
+            if parameter is not None:
+                nn.init.trunc_normal_(parameter, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -135,7 +142,8 @@ class VisionTransformer(nn.Module):
                 `pad_to_multiple`), float.
 
         Returns:
-            Class token first, then the patches in raster order, (B, 1 + h·w, D), with h = H/P and w = W/P.
+            Class token first (and distillation token, E extra ones in all), then the patches in raster order,
+            (B, E + h·w, D), with h = H/P and w = W/P.
 
         Raises:
             ValueError: if H or W is not a multiple of the patch size.
@@ -148,31 +156,34 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(images)
         grid = (patches.shape[-2], patches.shape[-1])
         tokens = patches.flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h·w, D)
-        tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
-        tokens = tokens + resize_position_table(self.pos_embed, grid)
+        extra = self.cls_token if self.dist_token is None else torch.cat([self.cls_token, self.dist_token], dim=1)
+        tokens = torch.cat([extra.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        tokens = tokens + resize_position_table(self.pos_embed, grid, self.num_extra_tokens)
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
 
-def resize_position_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
+def resize_position_table(table: Tensor, grid: tuple[int, int], num_extra: int = 1) -> Tensor:
     """Resize a position table to another grid of patches.
 
     Args:
-        table: class entry, then a square grid in raster order, (1, 1 + n·n, D).
+        table: entries of the extra tokens, then a square grid in raster order, (1, E + n·n, D).
         grid: rows and columns wanted.
+        num_extra: E, 1 for the class token alone.
 
     Returns:
-        (1, 1 + rows·columns, D): the class entry unchanged, the grid resized bicubically without antialiasing.
+        (1, E + rows·columns, D): the extra entries unchanged, the grid resized bicubically without antialiasing.
     """
-    native = math.isqrt(table.shape[1] - 1)
+    extra, patches = table[:, :num_extra], table[:, num_extra:]
+    native = math.isqrt(patches.shape[1])
     # Kept for released weights: any grid with as many patches as the table has, square or not, takes the table as it
     # is, in raster order (a picture of 112×448 pixels gets the rows of the 28×28 table one after the other).
-    if grid[0] * grid[1] == table.shape[1] - 1:
+    if grid[0] * grid[1] == patches.shape[1]:
         return table
-    patches = table[:, 1:].reshape(1, native, native, -1).permute(0, 3, 1, 2)  # (1, n·n, D) -> (1, D, n, n)
+    patches = patches.reshape(1, native, native, -1).permute(0, 3, 1, 2)  # (1, n·n, D) -> (1, D, n, n)
     patches = F.interpolate(patches.float(), size=grid, mode="bicubic", align_corners=False).to(table.dtype)
-    return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([extra, patches.flatten(2).transpose(1, 2)], dim=1)
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
@@ -183,10 +194,11 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 def vit_from_state_dict(state_dict: Mapping[str, Tensor], *, source: str = "the ViT weights") -> VisionTransformer:
-    """Build the vision transformer that a state dict of DINO or timm describes and load it strictly.
+    """Build the vision transformer that a state dict of DINO, DeiT or timm describes and load it strictly.
 
     Args:
-        state_dict: entries `cls_token`, `pos_embed`, `patch_embed.proj.*`, `blocks.*`, `norm.*`.
+        state_dict: entries `cls_token`, `pos_embed`, `patch_embed.proj.*`, `blocks.*`, `norm.*`, and `dist_token` of a
+            distilled DeiT.
         source: what the weights are, for error messages.
 
     Returns:
@@ -202,7 +214,7 @@ def vit_from_state_dict(state_dict: Mapping[str, Tensor], *, source: str = "the 
 
 def vit_settings(
     state_dict: Mapping[str, Tensor], prefix: str = "", *, source: str = "the ViT weights"
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Read the dimensions of a vision transformer off the shapes of its entries.
 
     Args:
@@ -224,10 +236,13 @@ def vit_settings(
             f"(first entries: {', '.join(list(state_dict)[:3]) or 'none'}). Is this the right weight file?"
         )
     table, patch, hidden = (state_dict[name] for name in needed)
-    native = math.isqrt(table.shape[1] - 1)
-    if native**2 != table.shape[1] - 1:
+    distilled = prefix + "dist_token" in state_dict
+    num_patches = table.shape[1] - (2 if distilled else 1)
+    native = math.isqrt(max(num_patches, 0))
+    if native**2 != num_patches:
+        extra = "two extra entries" if distilled else "one class entry"
         raise WeightsError(
-            f"{source}: {needed[0]} has {table.shape[1]} entries; one class entry and a square grid were expected"
+            f"{source}: {needed[0]} has {table.shape[1]} entries; {extra} and a square grid were expected"
         )
     blocks = {name[len(prefix) :].split(".")[1] for name in state_dict if name.startswith(prefix + "blocks.")}
     return {
@@ -236,4 +251,5 @@ def vit_settings(
         "patch_size": patch.shape[-1],
         "native_grid": native,
         "hidden_width": hidden.shape[0],
+        **({"distilled": True} if distilled else {}),
     }

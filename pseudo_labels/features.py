@@ -1,7 +1,8 @@
 """Feature networks for spectral voting: self-supervised ResNet-50 and ViT files, CLIP, and any timm or open_clip model.
 
 A network is told by a `FeatureSpec`; all kinds become a `FeatureNetwork`, which takes pictures in [0, 1] of any size.
-Clustering: ``spectral.py``; the stage that uses both: ``candidates.py``.
+The backbones themselves: ``networks/patch_features.py``. Clustering: ``spectral.py``; the stage that uses both:
+``candidates.py``.
 """
 
 from __future__ import annotations
@@ -9,19 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from networks.checkpoints import load_strict, read_state_dict
+from networks.checkpoints import read_state_dict
+from networks.patch_features import ClipPatchFeatures, TimmFeatures, VitPatchFeatures, create_timm
 from networks.resnet import dilated_resnet_from_state_dict
-from networks.vit import VisionTransformer, pad_to_multiple, vit_from_state_dict
-from pseudo_labels.preparation import IMAGENET_MEAN, IMAGENET_STD
-from utils.errors import ConfigError, WeightsError
-
-if TYPE_CHECKING:
-    from networks.clip_encoder import ClipVitEncoder
+from networks.vit import pad_to_multiple, vit_from_state_dict
+from utils.errors import ConfigError
+from utils.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
 RESNETS = ("mocov2_resnet50", "swav_resnet50", "resnet50")
 VITS = ("dino_vits16", "dino_vits8", "vit")
@@ -90,59 +88,6 @@ class FeatureNetwork(nn.Module):
         return self.body(pad_to_multiple((images - self.mean) / self.std, self.stride)).float()
 
 
-class VitPatchFeatures(nn.Module):
-    """Patch tokens of DINO's vision transformer after one block and the final norm, as a grid."""
-
-    def __init__(self, network: VisionTransformer, block: int | None = None) -> None:
-        super().__init__()
-        network.blocks = network.blocks[: resolve_block(block, len(network.blocks))]
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to (B, D, H / P, W / P)."""
-        grid = (images.shape[-2] // self.network.patch_size, images.shape[-1] // self.network.patch_size)
-        return self.network(images)[:, 1:].transpose(1, 2).unflatten(2, grid)  # (B, 1 + h·w, D) -> (B, D, h, w)
-
-
-class ClipPatchFeatures(nn.Module):
-    """Patch tokens of CLIP's vision transformer after one block and its last norm, as a grid."""
-
-    def __init__(self, encoder: ClipVitEncoder, block: int | None = None) -> None:
-        super().__init__()
-        blocks = encoder.transformer["resblocks"]
-        encoder.transformer["resblocks"] = blocks[: resolve_block(block, len(blocks))]
-        self.encoder = encoder
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to (B, C, H / P, W / P)."""
-        return self.encoder(images).permute(0, 3, 1, 2)  # (B, h, w, C) -> (B, C, h, w)
-
-
-class TimmFeatures(nn.Module):
-    """Feature grid of any timm model that can tell its intermediate outputs."""
-
-    def __init__(self, network: nn.Module, index: int) -> None:
-        super().__init__()
-        self.network, self.index = network, index
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map (B, 3, H, W) to (B, C, h, w)."""
-        settings = {"indices": [self.index], "output_fmt": "NCHW", "intermediates_only": True}
-        return self.network.forward_intermediates(images, norm=hasattr(self.network, "blocks"), **settings)[0]
-
-
-def resolve_block(block: int | None, num_blocks: int) -> int:
-    """Number of blocks to run for a block counted from 1, or from the end if negative.
-
-    Raises:
-        ConfigError: if there is no such block.
-    """
-    number = num_blocks if block is None else block if block > 0 else num_blocks + 1 + block
-    if not 1 <= number <= num_blocks:
-        raise ConfigError(f"features: block {block} was asked for, but this network has {num_blocks} blocks")
-    return number
-
-
 def load_feature_network(spec: FeatureSpec, *, device: str | torch.device = "cpu") -> FeatureNetwork:
     """Load a feature network with its weights.
 
@@ -181,73 +126,22 @@ def _load_resnet(spec: FeatureSpec) -> FeatureNetwork:
 
 def _load_vit(spec: FeatureSpec) -> FeatureNetwork:
     network = vit_from_state_dict(read_state_dict(spec.weights), source=spec.weights)
-    return FeatureNetwork(VitPatchFeatures(network, spec.block), network.patch_size, name=str(spec))
+    return _wrap(VitPatchFeatures(network, spec.block), spec)
 
 
 def _load_clip(spec: FeatureSpec) -> FeatureNetwork:
-    # open_clip and timm take seconds to import: only the runs that use them pay for that.
-    from networks.clip import load_clip
-    from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
+    from networks.clip import load_clip  # open_clip takes seconds to import: only the runs that use it pay for that
 
     name = spec.network if spec.network.startswith("open_clip:") else spec.weights
     if spec.network.startswith("open_clip:") and spec.weights:
         name = f"{spec.network.partition('/')[0]}/{spec.weights}"
-    clip = load_clip(name)
-    encoder = encoder_from_visual(clip.visual)
-    if not isinstance(encoder, ClipVitEncoder):
-        raise ConfigError(f"features: {name} is a ResNet CLIP, whose stride of 32 is too coarse; choose one with a ViT")
-    preparation = clip.preprocess
-    body = ClipPatchFeatures(encoder, spec.block)
-    mean, std = preparation.mean, preparation.std
-    return FeatureNetwork(body, encoder.patch_size, mean=mean, std=std, name=str(spec))
+    return _wrap(ClipPatchFeatures(load_clip(name), spec.block), spec)
 
 
 def _load_timm(spec: FeatureSpec) -> FeatureNetwork:
     arch = spec.network.removeprefix("timm:")
-    network = create_timm(arch, spec.weights)
-    if not hasattr(network, "forward_intermediates") or not hasattr(network, "feature_info"):
-        raise ConfigError(f"features: timm's {arch} does not give intermediate features; choose another model")
-    info = network.feature_info
-    reductions = info.reduction() if hasattr(info, "reduction") else [entry["reduction"] for entry in info]
-    index = resolve_block(spec.block, len(reductions)) - 1
-    config = network.pretrained_cfg or {}
-    return FeatureNetwork(
-        TimmFeatures(network, index),
-        int(reductions[index]),
-        mean=tuple(config.get("mean", IMAGENET_MEAN)),
-        std=tuple(config.get("std", IMAGENET_STD)),
-        name=str(spec),
-    )
+    return _wrap(TimmFeatures(create_timm(arch, spec.weights), spec.block, name=arch), spec)
 
 
-def create_timm(arch: str, weights: str | None) -> nn.Module:
-    """Build a timm model without its classifier.
-
-    Args:
-        arch: timm's name, with a tag or without ("vit_small_patch16_224.dino").
-        weights: file; None: timm's own download.
-
-    Raises:
-        ConfigError: if timm has no such model.
-        WeightsError: if the weights cannot be loaded or do not fit.
-    """
-    import timm
-
-    base = arch.split(".")[0]
-    if not timm.is_model(base):
-        near = ", ".join(timm.list_models(f"*{base[:10]}*")[:3])
-        raise ConfigError(f"features: timm has no model {arch!r}" + (f"; it has {near}" if near else ""))
-    options = {"dynamic_img_size": True} if base.startswith(("vit_", "deit_", "deit3_", "eva")) else {}
-    try:
-        network = timm.create_model(arch, pretrained=weights is None, num_classes=0, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(
-            f"features: timm's weights for {arch} could not be loaded ({str(error).splitlines()[0][:200]}). Check the "
-            f"network connection, or give a downloaded file as weights."
-        ) from error
-    if weights is not None:
-        names = network.state_dict().keys()
-        heads = ("head.", "fc.", "classifier.")
-        state = {n: value for n, value in read_state_dict(weights).items() if n in names or not n.startswith(heads)}
-        load_strict(network, state, source=weights)
-    return network
+def _wrap(body: VitPatchFeatures | ClipPatchFeatures | TimmFeatures, spec: FeatureSpec) -> FeatureNetwork:
+    return FeatureNetwork(body, body.stride, mean=body.mean, std=body.std, name=str(spec))

@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from utils.normalisation import IMAGENET_MEAN, IMAGENET_STD
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "MAX_ASPECT", "resize_image", "resize_mask", "working_size"]
 # Longer than this many times its shorter side, a picture is shrunk further: its tokens would fill any memory.
 MAX_ASPECT = 16
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from networks.checkpoints import load_strict, read_state_dict
 from networks.clip import OPENAI_MODELS, load_clip
 from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
+from networks.patch_features import create_timm
 from networks.selfmask import SelfMask
 from networks.vit import VisionTransformer, vit_from_state_dict
 from networks.vit_from_clip import vit_from_clip
-from pseudo_labels.features import create_timm
 from pseudo_labels.preparation import IMAGENET_MEAN, IMAGENET_STD
 from training.run_folder import RunFolder
 from utils.errors import WeightsError

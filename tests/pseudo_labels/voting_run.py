@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from networks.patch_features import VitPatchFeatures
 from networks.vit import VisionTransformer
 from pseudo_labels import mask_collection
 from pseudo_labels.candidates import VotingReport, vote_pseudo_masks
 from pseudo_labels.election import VotingSettings
-from pseudo_labels.features import FeatureNetwork, VitPatchFeatures
+from pseudo_labels.features import FeatureNetwork
 
 SETTINGS = VotingSettings(num_clusters=(2, 3))
 
