@@ -18,10 +18,11 @@ from benchmarks.bilateral import make_picture, plain_solver
 from benchmarks.harness import Context, Measurement, benchmark
 from networks.selfmask import SelfMask
 from pseudo_labels.finishing import FinishSettings, finish_mask
+from pseudo_labels.mask_predictors import SaliencyPredictor
+from pseudo_labels.mask_stage import make_pseudo_masks
 from pseudo_labels.network_input import normalise, predict_masks, rebuild_reference, reference_levels
 from pseudo_labels.picture_stream import MaskJob, Picture, PictureDataset
 from pseudo_labels.preparation import resize_image, resize_mask
-from pseudo_labels.saliency import make_pseudo_masks
 from pseudo_labels.store import write_mask
 from utils.images import read_rgb
 
@@ -124,7 +125,7 @@ def _run_stage(context: Context, network: SelfMask, jobs: list[MaskJob], num_wor
     report = make_pseudo_masks(
         [job.image_path for job in jobs],
         [job.mask_path for job in jobs],
-        network,
+        SaliencyPredictor(network),
         shorter_side=SHORTER_SIDE,
         batch_size=BATCH_SIZE,
         num_workers=num_workers,

@@ -81,7 +81,7 @@ def make_dataset(folder: Path) -> IndexDataset:
     return IndexDataset(
         archive,
         categories=categories,
-        mask_path=lambda path: path.with_suffix(".json"),
+        mask_path=lambda path, _: path.with_suffix(".json"),
         read_mask=read_mask,
         image_size=SIDE,
         seed=SEED,

@@ -40,7 +40,7 @@ class IndexDataset(Dataset[Sample]):
     Args:
         archive: category -> retrieved pictures, in the order of the retrieval file.
         categories: all category names of the run **without** background; label = 1 + place in this list.
-        mask_path: picture -> its pseudo-mask file.
+        mask_path: (picture, category that gives its label) -> its pseudo-mask file.
         read_mask: reads such a file: (H, W), non-zero is object (`pseudo_labels.store.read_mask`).
         image_size: side of a sample in pixels.
         scale_range: pictures are scaled by a factor drawn uniformly from this range.
@@ -64,7 +64,7 @@ class IndexDataset(Dataset[Sample]):
         archive: Archive,
         *,
         categories: Sequence[str],
-        mask_path: Callable[[Path], Path],
+        mask_path: Callable[[Path, str], Path],
         read_mask: Callable[[Path], np.ndarray],
         image_size: int = 384,
         scale_range: tuple[float, float] = (0.1, 1.0),
@@ -83,9 +83,9 @@ class IndexDataset(Dataset[Sample]):
         self.random_duplicate, self.max_num_objects = random_duplicate, max_num_objects
         self.photometric = photometric or PhotometricSettings()
         self.label_rule, self.fast_decode, self.seed = label_rule, fast_decode, seed
-        self._category_labels = {name: label for label, name in enumerate(categories, start=1)}
+        self._labels = {name: label for label, name in enumerate(categories, start=1)}
         # Kept for released weights: the last category of a picture in config order wins, wherever it was drawn.
-        self._image_labels = {path: self._category_labels[name] for name in categories for path in archive[name]}
+        self._last_categories = {path: name for name in categories for path in archive[name]}
         self._starts = np.cumsum([0, *(len(paths) for paths in self.archive.values())])
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class IndexDataset(Dataset[Sample]):
             raise IndexError(f"sample positions start at 0, got {position}")
         rng = np.random.default_rng((self.seed, position))
         picks = self.draw_picks(rng)
-        masks = [self.read_mask(self.mask_path(pick.path)) for pick in picks]
+        masks = [self.read_mask(self._mask_path(pick)) for pick in picks]
         draws = [
             (
                 draw_geometric(rng, mask.shape, self.image_size, self.scale_range),
@@ -116,7 +116,7 @@ class IndexDataset(Dataset[Sample]):
 
     def image_label(self, path: Path) -> int:
         """Label of a picture, from 1: that of its last category."""
-        return self._image_labels[path]
+        return self._labels[self._last_categories[path]]
 
     def pick(self, index: int, category: str | None = None) -> Pick:
         """The picture at `index` of one category's list, or of all lists one after the other."""
@@ -151,7 +151,13 @@ class IndexDataset(Dataset[Sample]):
             place: decides where each object goes, see `synthesis.plan_pastes`.
         """
         sources = [
-            Source(partial(self.read_image, pick, mask.shape, geometric), mask, self._label(pick), geometric, colours)
+            Source(
+                partial(self.read_image, pick, mask.shape, geometric),
+                mask,
+                self._labels[self._category(pick)],
+                geometric,
+                colours,
+            )
             for pick, mask, (geometric, colours) in zip(picks, masks, draws, strict=True)
         ]
         return synthesise_sample(
@@ -162,10 +168,12 @@ class IndexDataset(Dataset[Sample]):
             place=place,
         )
 
-    def _label(self, pick: Pick) -> int:
-        if self.label_rule == "drawn":
-            return self._category_labels[pick.category]
-        return self._image_labels[pick.path]
+    def _category(self, pick: Pick) -> str:
+        """The category whose label, and whose mask, a drawn picture has."""
+        return pick.category if self.label_rule == "drawn" else self._last_categories[pick.path]
+
+    def _mask_path(self, pick: Pick) -> Path:
+        return self.mask_path(pick.path, self._category(pick))
 
     def read_image(self, pick: Pick, mask_size: tuple[int, int], geometric: GeometricDraws) -> np.ndarray:
         """Read a drawn picture and check that it fits its mask; raises DataError naming both files."""
@@ -174,7 +182,7 @@ class IndexDataset(Dataset[Sample]):
         size = image.shape[:2] if shrink == 1 else read_image_size(pick.path)
         if tuple(size) != tuple(mask_size):
             raise DataError(
-                f"{self.mask_path(pick.path)}: this pseudo-mask is {mask_size[0]}x{mask_size[1]}, but its picture "
+                f"{self._mask_path(pick)}: this pseudo-mask is {mask_size[0]}x{mask_size[1]}, but its picture "
                 f"{pick.path} is {size[0]}x{size[1]} (height x width). Delete the mask file to have it made again."
             )
         return image

@@ -20,6 +20,7 @@ from utils.images import read_rgb
 
 GREEN, RED, GREY = (40, 160, 80), (210, 60, 50), (150, 150, 150)
 Archive = Mapping[str, Sequence[Path]]
+ReadMask = Callable[[Path, str], np.ndarray]  # (picture, category) -> its pseudo-mask, (H, W), non-zero is object
 
 
 class IndexTruth(Interface):
@@ -46,12 +47,12 @@ def retrieval_precision(archive: Archive, truth: IndexTruth) -> dict[str, float]
     return {name: float(np.mean([name in truth.categories(path) for path in paths])) for name, paths in archive.items()}
 
 
-def pseudo_mask_iou(archive: Archive, read_mask: Callable[[Path], np.ndarray], truth: IndexTruth) -> MaskScores:
+def pseudo_mask_iou(archive: Archive, read_mask: ReadMask, truth: IndexTruth) -> MaskScores:
     """IoU of every correctly retrieved picture's mask with all pixels of its category.
 
     Args:
         archive: category -> pictures.
-        read_mask: picture -> its pseudo-mask, (H, W).
+        read_mask: (picture, category) -> its pseudo-mask, (H, W).
         truth: of the index pictures; pictures without the category (wrongly retrieved) are not scored here.
     """
     values: dict[str, list[float]] = {}
@@ -59,7 +60,7 @@ def pseudo_mask_iou(archive: Archive, read_mask: Callable[[Path], np.ndarray], t
         values[name] = []
         for path in paths:
             if name in truth.categories(path):
-                found, wanted = read_mask(path) > 0, truth.mask(path, name)
+                found, wanted = read_mask(path, name) > 0, truth.mask(path, name)
                 values[name].append(float((found & wanted).sum() / max((found | wanted).sum(), 1)))
     flat = [value for rows in values.values() for value in rows]
     means = {name: float(np.mean(rows)) if rows else float("nan") for name, rows in values.items()}
@@ -68,43 +69,67 @@ def pseudo_mask_iou(archive: Archive, read_mask: Callable[[Path], np.ndarray], t
 
 def archive_section(
     archive: Archive,
-    read_mask: Callable[[Path], np.ndarray],
+    masks: Mapping[str, ReadMask],
     *,
     truth: IndexTruth | None = None,
     num_shown: int = 8,
     max_categories: int = 40,
 ) -> Section:
-    """Retrieved pictures with the outline of their pseudo-masks, one row of pictures per category.
+    """Retrieved pictures with the outline of their pseudo-masks: per category one row of pictures for every maker.
 
     With a truth, borders are green (the category is in the picture) or red, and a table lists precision and IoU.
+
+    Args:
+        archive: category -> pictures.
+        masks: name of a maker of pseudo-masks -> reader of its masks.
+        truth: of the index pictures, where it is known.
+        num_shown: pictures per category.
+        max_categories: so many categories are shown.
     """
     counts = sorted(len(paths) for paths in archive.values())
+    rows = f" (rows: {', '.join(masks)})" if len(masks) > 1 else ""
     paragraphs = [
         f"{len(archive)} categories with {counts[0]} to {counts[-1]} retrieved pictures each, "
         f"{len({path for paths in archive.values() for path in paths})} different ones; the best {num_shown} of each "
-        "are shown with the outline of their pseudo-mask."
+        f"are shown with the outline of their pseudo-mask{rows}."
     ]
     tables = []
     if truth is not None:
-        precision, masks = retrieval_precision(archive, truth), pseudo_mask_iou(archive, read_mask, truth)
-        rows = [[name, f"{precision[name]:.3f}", f"{masks.category_iou[name]:.3f}"] for name in archive]
-        rows.append(["all", f"{np.mean(list(precision.values())):.3f}", f"{masks.mean_iou:.3f}"])
-        tables.append(Table(["category", "precision", "pseudo-mask IoU"], rows, strong_rows=[len(rows) - 1]))
+        tables.append(_archive_table(archive, masks, truth))
         paragraphs.append(
             "Green border: the picture shows the category. IoU is measured between the pseudo-mask and all pixels of "
             "the category, on the pictures that show it."
         )
     figures = []
     for index, (name, paths) in enumerate(list(archive.items())[:max_categories]):
-        images = [outline(read_rgb(path), read_mask(path) > 0, (255, 0, 200)) for path in paths[:num_shown]]
-        borders = None
+        shown, borders = list(paths[:num_shown]), None
+        pictures = [read_rgb(path) for path in shown]
+        drawn = [
+            outline(picture, read_mask(path, name) > 0, (255, 0, 200))
+            for read_mask in masks.values()
+            for path, picture in zip(shown, pictures, strict=True)
+        ]
         if truth is not None:
-            borders = [GREEN if name in truth.categories(path) else RED for path in paths[:num_shown]]
-        sheet = contact_sheet(images, columns=num_shown, borders=borders)
+            borders = [GREEN if name in truth.categories(path) else RED for path in shown] * len(masks)
+        sheet = contact_sheet(drawn, columns=len(shown), borders=borders)
         figures.append(Figure(f"archive_{index:03d}", sheet, name))
     if len(archive) > max_categories:
         paragraphs.append(f"Pictures of the first {max_categories} of {len(archive)} categories are shown.")
     return Section("Retrieved pictures and pseudo-masks", paragraphs, tables, figures)
+
+
+def _archive_table(archive: Archive, masks: Mapping[str, ReadMask], truth: IndexTruth) -> Table:
+    """Precision of the retrieval and IoU of every maker's masks, per category and altogether."""
+    precision = retrieval_precision(archive, truth)
+    scores = {maker: pseudo_mask_iou(archive, read_mask, truth) for maker, read_mask in masks.items()}
+    rows = [
+        [name, f"{precision[name]:.3f}", *(f"{found.category_iou[name]:.3f}" for found in scores.values())]
+        for name in archive
+    ]
+    mean = f"{np.mean(list(precision.values())):.3f}"
+    rows.append(["all", mean, *(f"{found.mean_iou:.3f}" for found in scores.values())])
+    heads = ["pseudo-mask IoU"] if len(masks) == 1 else [f"IoU of {maker}" for maker in masks]
+    return Table(["category", "precision", *heads], rows, strong_rows=[len(rows) - 1])
 
 
 def curves_section(records: Iterable[Mapping[str, float]]) -> Section:

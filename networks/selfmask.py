@@ -1,7 +1,7 @@
 """SelfMask: queries that each propose a mask of the salient object, and a score that says which mask to trust.
 
 `SelfMask.forward` is what training needs (every decoder layer); `SelfMask.predict` computes only what the chosen mask
-needs. Pseudo-masks for whole folders are made in `pseudo_labels/saliency.py`.
+needs. Pseudo-masks for whole folders are made in `pseudo_labels/mask_stage.py`.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Picture(NamedTuple):
 class PictureDataset(Dataset[Picture]):
     """Reads and resizes the images of jobs; an unreadable one gives a `Picture` with its error."""
 
-    def __init__(self, jobs: Sequence[MaskJob], shorter_side: int) -> None:
+    def __init__(self, jobs: Sequence[MaskJob], shorter_side: int | None) -> None:
         self.jobs, self.shorter_side = jobs, shorter_side
 
     def __len__(self) -> int:
@@ -52,7 +52,7 @@ class PictureDataset(Dataset[Picture]):
             image = read_rgb(self.jobs[number].image_path)
         except UnreadableImageError as error:
             return Picture(number, torch.empty(0, dtype=torch.uint8), (0, 0), str(error))
-        resized = resize_image(image, self.shorter_side)
+        resized = image if self.shorter_side is None else resize_image(image, self.shorter_side)
         return Picture(number, torch.from_numpy(resized.copy()), (image.shape[0], image.shape[1]), "")
 
 
@@ -75,13 +75,13 @@ def list_jobs(image_paths: Sequence[str | Path], mask_paths: Sequence[str | Path
 
 
 def stream_pictures(
-    jobs: Sequence[MaskJob], shorter_side: int, num_workers: int, pin_memory: bool
+    jobs: Sequence[MaskJob], shorter_side: int | None, num_workers: int, pin_memory: bool
 ) -> Iterator[Picture]:
     """Read the images of jobs in order.
 
     Args:
         jobs: what to read.
-        shorter_side: length in pixels to which the shorter side is brought.
+        shorter_side: length in pixels to which the shorter side is brought; None: as it is.
         num_workers: loader processes; 0 reads in this process.
         pin_memory: put pictures into memory from which a GPU copies faster.
 

@@ -1,11 +1,12 @@
-"""The pseudo-mask store: where the mask of an image lies, and reading and writing it.
+"""Mask files: where the mask of an image lies, and reading and writing it.
 
 One JSON file per image, `{"size": [H, W], "counts": "..."}`, COCO's run-length code at the size of the image. ImageNet
-and PASS use the published places, any other folder the rule of `pseudo_mask_path`.
+and PASS use the published places, any other folder the rule of `pseudo_mask_path`. Next: `mask_stores.py`.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,16 @@ from pseudo_labels import rle
 from utils.errors import DataError
 from utils.files import atomic_write, read_json
 
-STORE_SUFFIX = "_pseudo_masks_selfmask"
+SELFMASK = "selfmask"
+_WNID = re.compile(r"n\d{8}")
 
 
 def pseudo_mask_path(
-    image_path: str | Path, *, index_dir: str | Path | None = None, pseudo_mask_dir: str | Path | None = None
+    image_path: str | Path,
+    *,
+    index_dir: str | Path | None = None,
+    pseudo_mask_dir: str | Path | None = None,
+    maker: str = SELFMASK,
 ) -> Path:
     """Place of the pseudo-mask of an image; nothing on the disk is looked at.
 
@@ -28,17 +34,19 @@ def pseudo_mask_path(
 
     1. `pseudo_mask_dir` given: `<pseudo_mask_dir>/<path of the image below index_dir>.json`; without `index_dir` the
        whole path of the image, less its root, goes below `pseudo_mask_dir`.
-    2. `.../ImageNet2012/...` in the path: `<root>/<split>/<wnid>/<file>` becomes
-       `<root>/<split>_pseudo_masks_selfmask/<wnid>/<file with JPEG → json>` (the published place).
-    3. `.../pass/...` in the path: `<folder without /images>/pseudo_masks_selfmask/<file with its extension → json>`
+    2. ImageNet (`.../ImageNet2012/...` in the path, or `<wnid>/<wnid>_<number>.JPEG` at its end):
+       `<root>/<split>/<wnid>/<file>` becomes `<root>/<split>_pseudo_masks_<maker>/<wnid>/<file with JPEG → json>`
        (the published place).
-    4. Otherwise `<index_dir>_pseudo_masks_selfmask/<path of the image below index_dir>.json`; without `index_dir` the
+    3. `.../pass/...` in the path: `<folder without /images>/pseudo_masks_<maker>/<file with its extension → json>`
+       (the published place).
+    4. Otherwise `<index_dir>_pseudo_masks_<maker>/<path of the image below index_dir>.json`; without `index_dir` the
        image's own folder takes its part.
 
     Args:
         image_path: the image.
         index_dir: root folder of the index dataset that the image belongs to.
         pseudo_mask_dir: root folder of the pseudo-masks.
+        maker: "selfmask", or `experts/<benchmark>` for the masks of category experts.
 
     Returns:
         Path of a JSON file. Rules 1 and 4 keep the extension before `.json`, so `a.jpg` and `a.png` do not collide.
@@ -48,30 +56,43 @@ def pseudo_mask_path(
     """
     image_path = Path(image_path)
     if pseudo_mask_dir is None:
-        if "/ImageNet2012/" in str(image_path):
-            return _imagenet_path(image_path)
+        if "/ImageNet2012/" in str(image_path) or _is_imagenet(image_path):
+            return imagenet_mask_path(image_path, maker=maker)
         if "/pass/" in str(image_path):
-            return _pass_path(image_path)
+            return _pass_path(image_path, maker)
         index_dir = Path(index_dir) if index_dir is not None else image_path.parent
-        pseudo_mask_dir = index_dir.with_name(index_dir.name + STORE_SUFFIX)
+        pseudo_mask_dir = index_dir.parent / f"{index_dir.name}_pseudo_masks_{maker}"
     relative = _relative_path(image_path, index_dir)
     return Path(pseudo_mask_dir) / relative.with_name(relative.name + ".json")
 
 
-def _imagenet_path(image_path: Path) -> Path:
+def imagenet_mask_path(image_path: str | Path, *, maker: str = SELFMASK, dataset_dir: str | Path | None = None) -> Path:
+    """The published place of the mask of an ImageNet picture `<root>/<split>/<wnid>/<file>`.
+
+    Args:
+        image_path: the picture; only its last three parts count where `dataset_dir` is given.
+        maker: see `pseudo_mask_path`.
+        dataset_dir: root of the masks, if it is not that of the picture.
+
+    Source: NamedMask spec 1.1. Every `JPEG` in the file's name becomes `json`.
+    """
+    image_path = Path(image_path)
     split_dir = image_path.parent.parent
-    store_dir = split_dir.with_name(split_dir.name + STORE_SUFFIX)
+    root = split_dir.parent if dataset_dir is None else Path(dataset_dir)
+    store_dir = root / f"{split_dir.name}_pseudo_masks_{maker}"
     return store_dir / image_path.parent.name / image_path.name.replace("JPEG", "json")
 
 
-def _pass_path(image_path: Path) -> Path:
+def _is_imagenet(image_path: Path) -> bool:
+    wnid = image_path.parent.name
+    return image_path.suffix == ".JPEG" and _WNID.fullmatch(wnid) is not None and image_path.stem.startswith(wnid)
+
+
+def _pass_path(image_path: Path, maker: str) -> Path:
     # Kept for published files: every occurrence of the extension's letters in the name is replaced.
     extension = image_path.name.rsplit(".", 1)[-1]
-    return (
-        Path(str(image_path.parent).replace("/images", ""))
-        / STORE_SUFFIX[1:]
-        / image_path.name.replace(extension, "json")
-    )
+    folder = Path(str(image_path.parent).replace("/images", "")) / f"pseudo_masks_{maker}"
+    return folder / image_path.name.replace(extension, "json")
 
 
 def _relative_path(image_path: Path, index_dir: str | Path | None) -> Path:

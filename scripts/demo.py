@@ -22,10 +22,11 @@ from datasets.shapes.world import World, make_world, read_truth
 from evaluation.evaluate import EvaluationResult
 from evaluation.report_sections import IndexTruth, pseudo_mask_iou, retrieval_precision, scores_section
 from networks.clip import load_clip
+from pseudo_labels.mask_stores import MaskStore
 from pseudo_labels.rle import decode
 from systems import stages, zutis
 from systems.baselines import DenseClip, score_named_masks
-from systems.zutis_report import write_training_report
+from systems.run_report import write_training_report
 from training.run_folder import RunFolder
 from utils.cli import Parser, run_command
 from utils.config import load_settings
@@ -117,15 +118,13 @@ def demonstrate(settings: ZutisSettings, output_dir: Path) -> dict[str, object]:
     section = scores_section(shown, result.protocol, class_iou)
     page = RunFolder(output_dir)
     write_training_report(
-        settings,
-        names,
         run,
         archive,
-        masks,
+        {"SelfMask": masks.read},
         truth=truth,
         first_sections=[section],
         page=page.report_path,
-        title="ZUTIS in the built-in world",
+        **(zutis.report_heading(settings, names) | {"title": "ZUTIS in the built-in world"}),
     )
     return results
 
@@ -140,7 +139,7 @@ def score_saliency(
     settings: ZutisSettings, names: Sequence[str], benchmark: Benchmark, mask_dir: Path
 ) -> dict[str, float]:
     """The second baseline: SelfMask's mask of every picture, named by CLIP."""
-    store = stages.MaskStore((benchmark.image_paths[0].parent,), mask_dir)
+    store = MaskStore((benchmark.image_paths[0].parent,), mask_dir)
     stages.fill_store(settings, benchmark.image_paths, store)
     return score_named_masks(load_clip(settings.clip_weights), names, benchmark, store.read)
 
@@ -150,7 +149,7 @@ def summarise(
     dense: EvaluationResult,
     named: Mapping[str, float],
     archive: stages.Archive,
-    masks: stages.MaskStore,
+    masks: MaskStore,
     truth: WorldTruth,
     watch: Stopwatch,
 ) -> dict[str, object]:
@@ -172,7 +171,7 @@ def summarise(
     }
 
 
-def centre_box(path: Path) -> np.ndarray:
+def centre_box(path: Path, category: str) -> np.ndarray:
     """The naive mask of a picture: the box in its middle with half its height and width, bool, (H, W)."""
     from datasets.pictures import read_image_size
 

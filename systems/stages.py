@@ -6,22 +6,23 @@ A recipe calls them in the order of its paper; the work itself is done in the pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from datasets.base import Benchmark
 from datasets.build import build_benchmark
 from datasets.coco import annotated_names
+from datasets.index_dataset import IndexDataset
 from datasets.metadata import BACKGROUND, benchmark_table
+from datasets.photometric import PhotometricSettings
 from networks.checkpoints import read_state_dict
-from networks.clip import ClipModel, load_clip
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
-from pseudo_labels.saliency import StageReport, make_pseudo_masks
-from pseudo_labels.store import pseudo_mask_path, read_mask
-from retrieval.archive import read_archive, retrieve_archive
+from pseudo_labels.mask_predictors import SaliencyPredictor
+from pseudo_labels.mask_stage import StageReport, make_pseudo_masks
+from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
+from pseudo_labels.store import read_mask
+from retrieval.archive_file import read_archive
 from retrieval.prompts import load_templates
 from training.loop_settings import LoopSettings
 from training.run_folder import RunFolder
@@ -29,13 +30,16 @@ from utils.device import select_device
 from utils.download import fetch, sha256_of
 from utils.errors import ConfigError, DataError
 from utils.log import get_logger
-from utils.settings import SelfMaskSettings, ZutisSettings
+from utils.settings import RecipeSettings, SelfMaskSettings
+
+if TYPE_CHECKING:
+    from networks.clip import ClipModel
 
 logger = get_logger(__name__)
 Archive = dict[str, list[Path]]
 
 
-def category_names(settings: ZutisSettings) -> list[str]:
+def category_names(settings: RecipeSettings) -> list[str]:
     """Names of the run's categories in label order, background first.
 
     They are the benchmark's own unless `categories` lists others; background is put in front where it is left out.
@@ -59,7 +63,7 @@ def category_names(settings: ZutisSettings) -> list[str]:
     return names
 
 
-def _annotated_names(settings: ZutisSettings) -> list[str] | None:
+def _annotated_names(settings: RecipeSettings) -> list[str] | None:
     """Names that a folder in COCO's layout brings along in place of COCO's own; None for COCO and all others."""
     if settings.dataset_name != "coco2017" or settings.benchmark_dir is None:
         return None
@@ -69,7 +73,7 @@ def _annotated_names(settings: ZutisSettings) -> list[str] | None:
     return names
 
 
-def open_benchmark(settings: ZutisSettings, names: Sequence[str]) -> Benchmark:
+def open_benchmark(settings: RecipeSettings, names: Sequence[str]) -> Benchmark:
     """The benchmark that the settings name, checked but for its pixels."""
     own = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
     return build_benchmark(
@@ -90,12 +94,12 @@ def model_identity(name_or_path: str) -> str:
     return f"{path.name} ({sha256_of(path)[:16]})"
 
 
-def archive_path(settings: ZutisSettings, run: RunFolder) -> Path:
+def archive_path(settings: RecipeSettings, run: RunFolder) -> Path:
     """The retrieval file: the one that the settings name, else one in the run folder."""
     return settings.archive_path or run.path / "category_to_p_images.json"
 
 
-def preview_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> Archive | None:
+def preview_archive(settings: RecipeSettings, names: Sequence[str], run: RunFolder) -> Archive | None:
     """The image archive if retrieval is done already, checked; None if it is not."""
     path = archive_path(settings, run)
     if not path.is_file():
@@ -103,32 +107,7 @@ def preview_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolde
     return read_archive(path, categories=names, num_images=settings.num_images, path_map=settings.path_map)
 
 
-@dataclass(frozen=True)
-class MaskStore:
-    """Where the pseudo-masks of index images lie; can be sent to loader processes.
-
-    Attributes:
-        index_dirs: folders of the index datasets.
-        pseudo_mask_dir: root of the masks; None: the published places.
-    """
-
-    index_dirs: tuple[Path, ...]
-    pseudo_mask_dir: Path | None = None
-
-    def path(self, image_path: Path) -> Path:
-        """File of an image's mask."""
-        index_dir = next((folder for folder in self.index_dirs if folder in image_path.parents), None)
-        root = self.pseudo_mask_dir
-        if root is not None and len(self.index_dirs) > 1 and index_dir is not None:
-            root = root / _short_names(self.index_dirs)[index_dir]  # equal names in two datasets stay apart
-        return pseudo_mask_path(image_path, index_dir=index_dir, pseudo_mask_dir=root)
-
-    def read(self, image_path: Path) -> np.ndarray:
-        """An image's mask, uint8 {0, 1}, (H, W)."""
-        return read_mask(self.path(image_path))
-
-
-def build_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> Archive:
+def build_archive(settings: RecipeSettings, names: Sequence[str], run: RunFolder) -> Archive:
     """Retrieve pictures for every category, or read the file that an earlier retrieval (or the release) left.
 
     Args:
@@ -136,6 +115,9 @@ def build_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder)
         names: categories, background first.
         run: where the file goes if the settings name none.
     """
+    from networks.clip import load_clip  # takes seconds: not for what needs no retrieval
+    from retrieval.archive import retrieve_archive
+
     device = select_device(settings.device)
 
     def clip() -> ClipModel:
@@ -163,7 +145,7 @@ def build_archive(settings: ZutisSettings, names: Sequence[str], run: RunFolder)
     return archive
 
 
-def build_pseudo_masks(settings: ZutisSettings, archive: Archive, run: RunFolder) -> tuple[Archive, MaskStore]:
+def build_pseudo_masks(settings: RecipeSettings, archive: Archive, run: RunFolder) -> tuple[Archive, MaskStore]:
     """Make the pseudo-masks that are missing, and leave out the images that cannot have one.
 
     Returns:
@@ -190,13 +172,13 @@ def build_pseudo_masks(settings: ZutisSettings, archive: Archive, run: RunFolder
 
 
 def fill_store(
-    settings: ZutisSettings, images: Sequence[Path], store: MaskStore, run: RunFolder | None = None
+    settings: RecipeSettings, images: Sequence[Path], store: MaskStore, run: RunFolder | None = None
 ) -> StageReport:
     """Make the masks that a store lacks; refusals and a preview go to the run folder, if there is one."""
     return make_pseudo_masks(
         images,
         [store.path(path) for path in images],
-        load_selfmask(settings.selfmask_weights),
+        SaliencyPredictor(load_selfmask(settings.selfmask_weights)),
         shorter_side=settings.selfmask_shorter_side,
         use_solver=settings.solver is not None,
         solver=None if settings.solver is None else SolverSettings(**settings.solver.model_dump()),
@@ -215,7 +197,28 @@ def load_selfmask(weights: Path | None) -> SelfMask:
     return selfmask_from_state_dict(read_state_dict(path), source=str(path))
 
 
-def loop_settings(settings: ZutisSettings | SelfMaskSettings) -> LoopSettings:
+def training_samples(
+    settings: RecipeSettings, names: Sequence[str], archive: Archive, masks: MaskStore | ExpertMaskStore
+) -> IndexDataset:
+    """Copy-paste samples of the retrieved pictures."""
+    return IndexDataset(
+        archive,
+        categories=list(names[1:]),
+        mask_path=masks.path,
+        read_mask=read_mask,
+        image_size=settings.train_image_size,
+        scale_range=settings.scale_range,
+        ignore_index=settings.ignore_index,
+        random_duplicate=settings.random_duplicate,
+        max_num_objects=settings.max_objects,
+        photometric=PhotometricSettings(**settings.photometric.model_dump()),
+        label_rule=settings.label_rule,
+        fast_decode=settings.fast_decode,
+        seed=settings.seed,
+    )
+
+
+def loop_settings(settings: RecipeSettings | SelfMaskSettings) -> LoopSettings:
     """The part of the settings that the training loop reads."""
     return LoopSettings(
         num_iterations=settings.num_iterations,
@@ -233,15 +236,6 @@ def loop_settings(settings: ZutisSettings | SelfMaskSettings) -> LoopSettings:
         channels_last=settings.channels_last,
         pin_memory=settings.train_loader.pin_memory,
     )
-
-
-def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """A distinct, stable name for each of several folders: the last parts of its path that tell it from the others."""
-    for depth in range(1, 1 + max(len(folder.parts) for folder in folders)):
-        names = {folder: "_".join(folder.parts[-depth:]).strip("/") for folder in folders}
-        if len(set(names.values())) == len(folders):
-            return names
-    return {folder: str(number) for number, folder in enumerate(folders)}
 
 
 def _difference(names: Sequence[str], table: Sequence[str]) -> str:

@@ -7,33 +7,30 @@ instances at once -> scores and pictures. Networks: `networks/zutis.py`; loss: `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
-from datasets.base import Benchmark, EvaluationItem
+from datasets.base import Benchmark
 from datasets.batch import TrainingBatch, collate_samples, normalise_images
-from datasets.imagenet_s import write_imagenet_s_label
-from datasets.index_dataset import IndexDataset
 from datasets.metadata import BACKGROUND
-from datasets.photometric import PhotometricSettings
-from evaluation.evaluate import EvaluationResult, Prediction, evaluate_semantic_and_instances, protocol_of
-from evaluation.instances import write_coco_results
+from evaluation.evaluate import EvaluationResult
 from evaluation.pictures import PictureResult, format_table
 from evaluation.pictures import segment_pictures as write_pictures
-from evaluation.protocol import format_scores, write_results
 from networks.zutis import Zutis
-from systems import stages
-from systems.zutis_report import EvaluationPictures, write_training_report
+from pseudo_labels.mask_stores import MaskStore
+from systems import scoring, stages
+from systems.baselines import DenseClip
+from systems.run_report import write_training_report
+from systems.run_weights import check_names_to_find
 from systems.zutis_segmenter import Segmenter, segment_picture
 from systems.zutis_weights import StoredSegmenter, build_from_clip, read_segmenter, text_embeddings
 from training.describe import describe_training
-from training.launch import make_fabric
+from training.launch import evaluation_device, make_fabric
 from training.loop import fit
 from training.loop_settings import FitResult, Step
 from training.losses import zutis_criterion
@@ -43,11 +40,14 @@ from training.schedules import PolyLR
 from utils.device import select_device
 from utils.distributed import is_main
 from utils.drawing import palette
-from utils.errors import ConfigError, UserError
+from utils.errors import UserError
 from utils.log import get_logger
 from utils.naming import architecture_name, experiment_name
 from utils.seeds import seed_everything
 from utils.settings import ZutisSettings, yaml_values
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 logger = get_logger(__name__)
 DECISIVE = (  # YAML keys that a resumed run has to share with its checkpoint
@@ -88,25 +88,33 @@ def _train(settings: ZutisSettings, names: Sequence[str], run: RunFolder, fabric
     """The stages, in a run folder that is held."""
     benchmark = stages.open_benchmark(settings, names) if settings.evaluates_in_training else None
     archive = stages.build_archive(settings, names, run)
+    if not settings.goes_on_after("retrieval"):
+        return
     archive, masks = stages.build_pseudo_masks(settings, archive, run)
+    if not settings.goes_on_after("pseudo_masks"):
+        return
     # Here and not earlier: which stages had work to do must not change the initial weights.
     seed_everything(settings.seed)
     network, text = build_from_clip(settings, names)
     text = text.to(fabric.device)
     optimizer, options = make_optimizer(network, settings), settings.optimiser
     schedule = PolyLR(optimizer, settings.num_iterations, power=options.power, min_lr=options.min_lr)
+
+    def score_network(network: Zutis, visit: scoring.Visit) -> EvaluationResult:
+        return score(settings, Segmenter(network, text, settings.nms, settings.precision), benchmark, visit=visit)
+
     result = fit(
         network,
         training_step=ZutisStep(text, settings.ignore_index, settings.weight_ce_loss),
         optimizer=optimizer,
         schedule=schedule.rates,
-        dataset=training_samples(settings, names, archive, masks),
+        dataset=stages.training_samples(settings, names, archive, masks),
         collate=collate_samples,
         loop=stages.loop_settings(settings),
         run=run,
         counts=lambda batch: (batch.semantic != settings.ignore_index).sum()[None],
-        evaluate=None if benchmark is None else _Evaluation(settings, names, text, benchmark, run),
-        better=None if benchmark is None or not benchmark.has_labels else "mean_iou",
+        evaluate=None if benchmark is None else scoring.TrainingEvaluation(score_network, benchmark, run),
+        better=scoring.selecting_score(benchmark),
         resume=resume,
         config=yaml_values(settings),
         settings={"categories": names, **{key: yaml_values(settings)[key] for key in DECISIVE}},
@@ -116,7 +124,7 @@ def _train(settings: ZutisSettings, names: Sequence[str], run: RunFolder, fabric
     )
     _tell_result(result, run)
     if is_main():
-        write_training_report(settings, names, run, archive, masks)
+        write_training_report(run, archive, {"SelfMask": masks.read}, **report_heading(settings, names))
 
 
 @dataclass(frozen=True)
@@ -164,36 +172,15 @@ def run_path(settings: ZutisSettings) -> Path:
         suffix=settings.suffix or "",
         seed=settings.seed,
     )
-    return benchmark_path(settings) / experiment
+    return scoring.benchmark_path(settings) / experiment
 
 
-def benchmark_path(settings: ZutisSettings) -> Path:
-    """Folder of all runs on a benchmark; `custom` without one."""
-    if settings.dataset_name is None:
-        return settings.output_dir / "custom"
-    number = settings.num_categories if settings.dataset_name == "imagenet-s" else None
-    return settings.output_dir / f"{settings.dataset_name}{number or ''}" / settings.split
-
-
-def training_samples(
-    settings: ZutisSettings, names: Sequence[str], archive: stages.Archive, masks: stages.MaskStore
-) -> IndexDataset:
-    """Copy-paste samples of the retrieved pictures."""
-    return IndexDataset(
-        archive,
-        categories=list(names[1:]),
-        mask_path=masks.path,
-        read_mask=stages.read_mask,
-        image_size=settings.train_image_size,
-        scale_range=settings.scale_range,
-        ignore_index=settings.ignore_index,
-        random_duplicate=settings.random_duplicate,
-        max_num_objects=settings.max_objects,
-        photometric=PhotometricSettings(**settings.photometric.model_dump()),
-        label_rule=settings.label_rule,
-        fast_decode=settings.fast_decode,
-        seed=settings.seed,
-    )
+def report_heading(settings: ZutisSettings, names: Sequence[str]) -> dict[str, str]:
+    """Title and subtitle of a run's report."""
+    return {
+        "title": f"ZUTIS: {settings.dataset_name or 'your own categories'}",
+        "subtitle": f"{len(names) - 1} categories, {settings.clip_arch}, {settings.num_iterations} iterations",
+    }
 
 
 def make_optimizer(network: Zutis, settings: ZutisSettings) -> torch.optim.Optimizer:
@@ -214,12 +201,12 @@ def _describe(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> 
     if archive is None:
         logger.info("retrieval, pseudo-masks and a batch are left for the real run: nothing is retrieved yet")
         return
-    store = stages.MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
+    store = MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
     images = {path for paths in archive.values() for path in paths}
     num_missing = sum(not store.path(path).is_file() for path in images)
     logger.info("image archive: %d images, pseudo-masks to make: %d", len(images), num_missing)
     if num_missing == 0:
-        samples = training_samples(settings, names, archive, store)
+        samples = stages.training_samples(settings, names, archive, store)
         for name, text in describe_training(network, samples, collate_samples, stages.loop_settings(settings)).items():
             logger.info("%s: %s", name, text)
 
@@ -243,105 +230,41 @@ def evaluate(settings: ZutisSettings, weights: Path) -> EvaluationResult:
         Everything measured. ImageNet-S test has no labels: its predictions are exported as label PNGs instead.
     """
     names = stages.category_names(settings)
-    fabric = make_fabric(settings.device, settings.precision)
+    device = evaluation_device(settings.device, settings.precision)
     benchmark = stages.open_benchmark(settings, names)
     stored = read_segmenter(weights, settings)
     text = text_embeddings(settings, names, stored)
-    segmenter = Segmenter(stored.network.to(fabric.device), text.to(fabric.device), settings.nms, settings.precision)
+    segmenter = Segmenter(stored.network.to(device), text.to(device), settings.nms, settings.precision)
     folder = RunFolder(evaluation_path(settings, weights))
-    pictures = EvaluationPictures(folder.pictures_dir, benchmark)
-    export = None if benchmark.has_labels or benchmark.name != "imagenet-s" else folder.path / "labels"
-
-    def visit(item: EvaluationItem, prediction: Prediction) -> None:
-        pictures.add(item, prediction)
-        if export is not None:
-            write_imagenet_s_label(benchmark.export_path(export, item.path), prediction.labels.cpu().numpy())
-
-    result = score(settings, segmenter, benchmark, visit=visit)
-    if is_main():
-        _report_evaluation(settings, result, folder, export)
-    return result
-
-
-def score(settings: ZutisSettings, segmenter: Segmenter, benchmark: Benchmark, **options: Any) -> EvaluationResult:
-    """Run a segmenter over a benchmark; `options` are those of `evaluate_semantic_and_instances`."""
-    with_instances = benchmark.annotations_path is not None
-    protocol = protocol_of(
-        benchmark,
-        prompts="bare category names",
-        suppression=(settings.nms or "none") if with_instances else None,
-        extra={"precision": settings.precision, "encoder": settings.clip_arch},
+    return scoring.evaluate_weights(
+        settings, benchmark, folder, lambda visit: score(settings, segmenter, benchmark, visit=visit)
     )
-    return evaluate_semantic_and_instances(
-        lambda images, size: segmenter(images, size, with_instances=with_instances),
-        benchmark,
-        device=segmenter.text.device,
-        protocol=protocol,
-        with_instances=with_instances,
-        class_agnostic=with_instances,
-        max_images=settings.max_images,
-        batch_size=settings.val_loader.batch_size,
-        num_workers=settings.val_loader.num_workers,
-        **options,
+
+
+def score(
+    settings: ZutisSettings,
+    segmenter: Segmenter | DenseClip,
+    benchmark: Benchmark,
+    *,
+    visit: scoring.Visit | None = None,
+) -> EvaluationResult:
+    """Run a segmenter over a benchmark, with instances where the benchmark has annotations of them."""
+    with_instances = benchmark.annotations_path is not None
+    protocol = {
+        "prompts": "bare category names",
+        "suppression": (settings.nms or "none") if with_instances else None,
+        "extra": {"precision": settings.precision, "encoder": settings.clip_arch},
+    }
+    device = segmenter.text.device
+    return scoring.score(
+        settings, segmenter, benchmark, device=device, with_instances=with_instances, protocol=protocol, visit=visit
     )
 
 
 def evaluation_path(settings: ZutisSettings, weights: Path) -> Path:
-    """Folder of an evaluation, beside the runs of the benchmark: it never touches the folder of a training run."""
-    stem = weights.name if weights.is_dir() else weights.stem
-    if weights.is_file() and (weights.parent / "config.yaml").is_file():
-        stem = f"{weights.parent.name}_{stem}"
-    nms = "" if settings.nms == "hard" else f"_nms_{settings.nms or 'none'}"
-    return benchmark_path(settings) / f"evaluation_{stem}_{architecture_name(settings.clip_arch)}{nms}"
-
-
-def _report_evaluation(
-    settings: ZutisSettings, result: EvaluationResult, folder: RunFolder, export: Path | None
-) -> None:
-    """Print scores with their protocol and write them down."""
-    class_iou = None if result.semantic is None else result.semantic.class_iou
-    folder.write_config(yaml_values(settings))
-    write_results(
-        folder.path / "results.json",
-        result.scores(),
-        result.protocol,
-        class_iou=class_iou,
-        extra={"seconds": result.seconds},
-    )
-    if result.coco is not None:
-        write_coco_results(folder.path / "instances.json", result.records)
-    if export is not None:
-        logger.info("this split has no public labels: label PNGs for the benchmark's server are in %s", export)
-    logger.info("scores in %%\n%s", format_scores(result.scores(), result.protocol, class_iou=class_iou, num_classes=5))
-    logger.info("results: %s", folder.path / "results.json")
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """The evaluation inside training: the network as it is, on the whole benchmark, with pictures."""
-
-    settings: ZutisSettings
-    names: Sequence[str]
-    text: Tensor
-    benchmark: Benchmark
-    run: RunFolder
-
-    def __call__(self, network: Zutis, iteration: int) -> Mapping[str, float]:
-        """Scores as fractions."""
-        pictures = EvaluationPictures(self.run.pictures_dir / f"{iteration:06d}", self.benchmark)
-        segmenter = Segmenter(network, self.text, self.settings.nms, self.settings.precision)
-        result = score(self.settings, segmenter, self.benchmark, visit=pictures.add)
-        if is_main():
-            class_iou = None if result.semantic is None else result.semantic.class_iou
-            write_results(
-                self.run.path / "results.json",
-                result.scores(),
-                result.protocol,
-                class_iou=class_iou,
-                extra={"iteration": iteration},
-            )
-            logger.info("iteration %d\n%s", iteration, format_scores(result.scores(), result.protocol))
-        return result.scores()
+    """Folder of an evaluation."""
+    nms = "" if settings.nms == "hard" else f"nms_{settings.nms or 'none'}"
+    return scoring.evaluation_path(settings, weights, architecture_name(settings.clip_arch), nms)
 
 
 # ---- users' pictures ------------------------------------------------------------------------------------------------
@@ -394,10 +317,4 @@ def _names_to_find(categories: Sequence[str] | None, stored: StoredSegmenter) ->
         if not names:
             raise UserError("these weights come without category names: say what to find, --categories cat,dog")
         return list(names)
-    cleaned = [name.strip() for name in categories]
-    if not all(cleaned):
-        raise ConfigError(f"--categories: expected names with commas between them, but one is empty: {categories}")
-    twice = sorted({name for name in cleaned if cleaned.count(name) > 1})
-    if twice:
-        raise ConfigError(f"--categories: given more than once: {', '.join(map(repr, twice))}")
-    return [BACKGROUND, *(name for name in cleaned if name != BACKGROUND)]
+    return [BACKGROUND, *(name for name in check_names_to_find(categories) if name != BACKGROUND)]

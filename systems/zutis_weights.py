@@ -9,16 +9,16 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from networks.checkpoint_causes import clip_architecture
-from networks.checkpoints import read_checkpoint, read_state_dict
+from networks.checkpoints import read_state_dict
 from networks.clip import load_clip
 from networks.text import encode_categories
 from networks.zutis import Zutis, zutis_from_state_dict
+from systems.run_weights import folder_of, stored_state, weight_file
 from training.run_folder import RunFolder
 from utils.config import load_settings, settings_from_dict
 from utils.download import cache_dir
@@ -77,10 +77,9 @@ def read_segmenter(
         WeightsError: missing, damaged, or of another network than the settings say.
     """
     weights = Path(weights)
-    run = RunFolder(weights if weights.is_dir() else weights.parent)
-    file = _weight_file(run) if weights.is_dir() else weights
+    run, file = folder_of(weights), weight_file(weights)
     state_dict = read_state_dict(file)
-    stored = _stored_state(run) if run.config_path.is_file() else {}
+    stored = stored_state(run)
     if settings is None:
         settings = _own_settings(run, state_dict, overrides, file)
     elif not stored:
@@ -117,25 +116,6 @@ def _cache_key(source: str, precision: str, names: Sequence[str]) -> str:
         stat = Path(source).stat()
         parts += [str(Path(source).resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _weight_file(run: RunFolder) -> Path:
-    for path in (run.best_path, run.final_model_path, run.checkpoint_path):
-        if path.is_file():
-            return path
-    raise WeightsError(
-        f"{run.path}: no weights in this folder (expected best.pt, final_model.pt or checkpoint.pt). "
-        "Give the folder of a training run that has reached a checkpoint, or a weight file."
-    )
-
-
-def _stored_state(run: RunFolder) -> dict[str, Any]:
-    """What the checkpoint of a run knows besides weights; empty if there is no checkpoint."""
-    if not run.checkpoint_path.is_file():
-        return {}
-    content = read_checkpoint(run.checkpoint_path)
-    extra = content.get("extra", {})
-    return {**extra, "category_names": list(content["category_names"])} if content.get("category_names") else extra
 
 
 def _own_settings(run: RunFolder, state_dict: dict[str, Tensor], overrides: Sequence[str], file: Path) -> ZutisSettings:

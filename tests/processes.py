@@ -5,9 +5,11 @@ They are forked from one server that has already imported torch, so that each co
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +28,9 @@ def run_ranks(function: Callable[..., Any], num: int, *arguments: Any, timeout: 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [_CONTEXT.Process(target=_rank, args=(function, rank, num, port, arguments)) for rank in range(num)]
+    processes = [
+        _CONTEXT.Process(target=_rank, args=(function, rank, num, port, timeout, arguments)) for rank in range(num)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -39,8 +43,12 @@ def run_ranks(function: Callable[..., Any], num: int, *arguments: Any, timeout: 
     return [process.exitcode for process in processes]
 
 
-def _rank(function: Callable[..., Any], rank: int, num: int, port: int, arguments: tuple[Any, ...]) -> None:
+def _rank(
+    function: Callable[..., Any], rank: int, num: int, port: int, timeout: float, arguments: tuple[Any, ...]
+) -> None:
     import torch
+
+    faulthandler.dump_traceback_later(0.9 * timeout)  # a process that hangs says where
 
     torch.set_num_threads(1)
     if num > 1:
@@ -49,11 +57,15 @@ def _rank(function: Callable[..., Any], rank: int, num: int, port: int, argument
             "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
         }  # fmt: skip
+    code: object = 0
     try:
         function(*arguments)
-    except Exception:
+    except SystemExit as error:
+        code = error.code
+    except Exception:  # noqa: BLE001 - a failed rank is an exit code for the test
         traceback.print_exc()
-        raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        code = 1
+    # Not before the frames of an error are gone: they hold modules that use the group until they are deleted.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    sys.exit(code)

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,6 +34,9 @@ from utils.errors import UserError
 from utils.loader import load_batches
 from utils.log import format_seconds, get_logger, progress
 from utils.seeds import seed_everything
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 logger = get_logger(__name__)
 

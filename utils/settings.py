@@ -9,13 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings, TrainLoaderSettings
+from utils.settings_namedmask import NamedMaskSettings
+from utils.settings_recipe import RecipeSettings
 from utils.settings_selfmask import SelfMaskSettings
 from utils.settings_zutis import ZutisSettings
 
 __all__ = [
     "SETTINGS",
     "LoaderSettings",
+    "NamedMaskSettings",
     "OptimiserSettings",
+    "RecipeSettings",
     "RunSettings",
     "SelfMaskSettings",
     "SolverSettings",
@@ -24,7 +28,11 @@ __all__ = [
     "yaml_values",
 ]
 
-SETTINGS: dict[str, type[RunSettings]] = {"zutis": ZutisSettings, "selfmask": SelfMaskSettings}
+SETTINGS: dict[str, type[RunSettings]] = {
+    "zutis": ZutisSettings,
+    "selfmask": SelfMaskSettings,
+    "namedmask": NamedMaskSettings,
+}
 
 
 def yaml_values(settings: RunSettings) -> dict[str, Any]:

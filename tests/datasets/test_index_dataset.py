@@ -20,7 +20,7 @@ from utils.loader import load_batches
 CATEGORIES = ["cat", "dog", "bird"]
 
 
-def mask_path(path: Path) -> Path:
+def mask_path(path: Path, category: str = "") -> Path:
     return path.with_suffix(".npy")
 
 

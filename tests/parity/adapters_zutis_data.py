@@ -87,7 +87,7 @@ def index_sample(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.nda
         dataset = IndexDataset(
             archive,
             categories=list(archive),
-            mask_path=lambda path: path.with_suffix(".json"),
+            mask_path=lambda path, _: path.with_suffix(".json"),
             read_mask=read_mask,
             image_size=settings["crop"],
             scale_range=tuple(settings["scale_range"]),

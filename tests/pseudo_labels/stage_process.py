@@ -14,7 +14,8 @@ def main(picture_dir: str, mask_dir: str, delay: str, num_workers: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from pseudo_labels.saliency import make_pseudo_masks
+    from pseudo_labels.mask_predictors import SaliencyPredictor
+    from pseudo_labels.mask_stage import make_pseudo_masks
     from pseudo_labels.store import pseudo_mask_path
     from tests.pseudo_labels.tiny_selfmask import tiny_selfmask
     from utils import distributed
@@ -35,7 +36,7 @@ def main(picture_dir: str, mask_dir: str, delay: str, num_workers: str) -> None:
     report = make_pseudo_masks(
         images,
         masks,
-        network,
+        SaliencyPredictor(network),
         shorter_side=32,
         batch_size=2,
         num_workers=int(num_workers),

@@ -108,7 +108,7 @@ def test_places_of_other_folders():
         "/m/images/a.jpg.json"
     )
     assert pseudo_mask_path("pictures/a.jpg", index_dir="pictures") == Path("pictures_pseudo_masks_selfmask/a.jpg.json")
-    assert store.STORE_SUFFIX == "_pseudo_masks_selfmask"
+    assert store.SELFMASK == "selfmask"
 
 
 def test_an_image_outside_its_index_folder_is_named():

@@ -76,7 +76,7 @@ def write_benchmark(world: Path) -> Path:
     return folder
 
 
-def test_from_pictures_to_masks_and_on_after_an_interruption(world, caplog):
+def test_from_pictures_to_masks_and_on_after_an_interruption(world):
     whole = selfmask.train(settings_of(world, "name=whole"))
     expected = losses(whole.path)
     assert len(expected) == 4
@@ -140,11 +140,10 @@ def test_parts_of_a_step_add_up_to_the_whole_batch(empty):
     assert torch.allclose(whole, parts, rtol=1e-5)
 
 
-def test_dry_run_writes_nothing(world, caplog):
-    with caplog.at_level("INFO", logger="unmasked"):
-        selfmask.train(settings_of(world), dry_run=True)
+def test_dry_run_writes_nothing(world, log_text):
+    selfmask.train(settings_of(world), dry_run=True)
     assert not (world / "runs").exists()
-    assert "none yet, they will be made as" in caplog.text
+    assert "none yet, they will be made as" in log_text.text
 
 
 def test_encoder_from_clip_or_fresh(world):

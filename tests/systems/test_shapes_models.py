@@ -16,7 +16,8 @@ from networks.selfmask import selfmask_from_state_dict
 from networks.text import encode_categories, encode_prompt_ensemble
 from pseudo_labels import rle
 from pseudo_labels.bilateral_solver import refine_mask
-from pseudo_labels.saliency import make_pseudo_masks
+from pseudo_labels.mask_predictors import SaliencyPredictor
+from pseudo_labels.mask_stage import make_pseudo_masks
 from pseudo_labels.store import read_mask
 from retrieval.prompts import load_templates
 from systems.shapes_selfmask import refine_votes
@@ -78,7 +79,8 @@ def test_selfmask_finds_the_dominant_thing(tmp_path: Path):
     scenes = [scene for scene in scenes if scene.things[0].size > 0.35][:24]
     image_paths = _write_pictures(tmp_path, [scene.image for scene in scenes])
     mask_paths = [path.with_suffix(".json") for path in image_paths]
-    report = make_pseudo_masks(image_paths, mask_paths, network, shorter_side=128, batch_size=8, num_workers=0)
+    predictor = SaliencyPredictor(network)
+    report = make_pseudo_masks(image_paths, mask_paths, predictor, shorter_side=128, batch_size=8, num_workers=0)
     assert report.made == len(scenes)
     ious = []
     for path, scene in zip(mask_paths, scenes, strict=True):

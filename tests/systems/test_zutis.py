@@ -201,9 +201,9 @@ def test_a_folder_without_pictures_is_refused(tiny_world: World, tmp_path: Path)
         zutis.train(settings)
 
 
-def test_dry_run_writes_nothing(tiny_world: World, trained: Path, tmp_path: Path, caplog) -> None:
+def test_dry_run_writes_nothing(tiny_world: World, trained: Path, tmp_path: Path, log_text) -> None:
     settings = tiny_settings(tiny_world, tmp_path, f"category_to_p_images_fp={trained / 'category_to_p_images.json'}")
     before = sorted(tmp_path.rglob("*"))
     zutis.train(settings, dry_run=True)
     assert sorted(tmp_path.rglob("*")) == before
-    assert "pseudo-masks to make: " in caplog.text
+    assert "pseudo-masks to make: " in log_text.text

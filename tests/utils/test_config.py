@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import pytest
@@ -209,9 +208,11 @@ def test_words_that_yaml_1_1_would_twist_stay_words(tmp_path: Path) -> None:
 
 
 def test_system_missing_or_misspelt(tmp_path: Path) -> None:
-    assert problems(tmp_path, "seed: 1\n") == ["c.yaml: system: not set; expected one of zutis, selfmask"]
+    assert problems(tmp_path, "seed: 1\n") == ["c.yaml: system: not set; expected one of zutis, selfmask, namedmask"]
     (line,) = problems(tmp_path, "system: zuits\n")
-    assert line == "c.yaml:1: system: received 'zuits', expected one of zutis, selfmask (did you mean 'zutis'?)"
+    assert (
+        line == "c.yaml:1: system: received 'zuits', expected one of zutis, selfmask, namedmask (did you mean 'zutis'?)"
+    )
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
@@ -271,15 +272,10 @@ def test_categories_or_a_benchmark_are_needed(tmp_path: Path) -> None:
     assert load(tmp_path, "system: zutis\ndataset_name: coca\n").categories is None
 
 
-def test_keys_without_effect_are_accepted_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("unmasked")
-    before, logger.propagate = logger.propagate, True
-    try:
-        load(tmp_path, f"{SMALL}use_archive_purifier: true\niter_label_update: 5\n")
-    finally:
-        logger.propagate = before
-    assert "c.yaml:3: use_archive_purifier: this key of the published files has no effect" in caplog.text
-    assert "iter_label_update" in caplog.text
+def test_keys_without_effect_are_accepted_with_a_warning(tmp_path: Path, log_text: pytest.LogCaptureFixture) -> None:
+    load(tmp_path, f"{SMALL}use_archive_purifier: true\niter_label_update: 5\n")
+    assert "c.yaml:3: use_archive_purifier: this key of the published files has no effect" in log_text.text
+    assert "iter_label_update" in log_text.text
 
 
 def test_resolved_settings_can_be_written_and_read_again(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_part_with_wrong_bytes_is_dropped(server: str, tmp_path: Path) -> None
     assert get(f"{server}/plain", tmp_path / "other.bin", num_bytes=None).read_bytes() == BODY
 
 
-def test_wrong_bytes_are_removed_and_said(server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_bytes_are_removed_and_said(server: str, tmp_path: Path) -> None:
     target = tmp_path / "file.bin"
     with pytest.raises(UserError) as caught:
         get(f"{server}/wrong", target)

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from networks.selfmask import SelfMask
 from pseudo_labels.batching import batch_by_size
 from pseudo_labels.bilateral_solver import SolverSettings
 from pseudo_labels.finishing import FinishSettings
 from pseudo_labels.finishing_pool import FinishingPool
-from pseudo_labels.network_input import padded_size, predict_masks, reference_levels
+from pseudo_labels.mask_predictors import MaskPredictor
+from pseudo_labels.network_input import reference_levels
 from pseudo_labels.picture_stream import MaskJob, Picture, list_jobs, stream_pictures
 from pseudo_labels.preview import MaskPreview
 from pseudo_labels.store import is_complete
@@ -71,9 +71,9 @@ class StageReport:
 def make_pseudo_masks(
     image_paths: Sequence[str | Path],
     mask_paths: Sequence[str | Path],
-    network: SelfMask,
+    predictor: MaskPredictor,
     *,
-    shorter_side: int = 512,
+    shorter_side: int | None = 512,
     use_solver: bool = True,
     solver: SolverSettings | None = None,
     batch_size: int = 8,
@@ -92,8 +92,8 @@ def make_pseudo_masks(
         image_paths: images of any size and format.
         mask_paths: file of each image's mask (see `pseudo_labels.store.pseudo_mask_path`). A file that holds a whole
             mask is left alone, a damaged one is made again.
-        network: SelfMask; it is put on `device` and into evaluation mode.
-        shorter_side: length in pixels to which the shorter side of every picture is brought.
+        predictor: finds the object; its network is put on `device` and into evaluation mode.
+        shorter_side: length in pixels to which the shorter side of every picture is brought; None: as it is.
         use_solver: snap masks to the edges of their pictures with the bilateral solver.
         solver: constants of the solver; the published ones if None.
         batch_size: pictures of equal padded size that share a batch; halved whenever the device's memory is too small.
@@ -122,7 +122,8 @@ def make_pseudo_masks(
     _log_start(len(own_jobs), skipped, device, batch_size, todo)
     finish = FinishSettings(use_solver, solver or SolverSettings(), reference_levels())
     preview = MaskPreview(preview_path if distributed.is_main() else None, min(num_preview, len(todo)))
-    run = _Run(network.to(device).eval(), torch.device(device), precision, batch_size, todo, preview, stop_at_bad_image)
+    predictor.network.to(device).eval()
+    run = _Run(predictor, torch.device(device), precision, batch_size, todo, preview, stop_at_bad_image)
     if todo:
         pool = FinishingPool(finish, num_workers if num_finishers is None else num_finishers, run.note_done)
         with pool:
@@ -139,7 +140,7 @@ def make_pseudo_masks(
 class _Run:
     """One rank's pass over its pictures: what the network does, and what has been counted so far."""
 
-    network: SelfMask
+    predictor: MaskPredictor
     device: torch.device
     precision: str
     batch_size: int
@@ -155,7 +156,7 @@ class _Run:
         pictures = progress(pictures, total=len(self.jobs), description="pseudo-masks", unit="image")
         batches = batch_by_size(
             self._readable(pictures),
-            lambda picture: padded_size(tuple(picture.image.shape[:2]), self.network.patch_size),
+            lambda picture: self.predictor.batch_key(tuple(picture.image.shape[:2])),
             lambda: self.batch_size,
             _BATCHES_HELD_BACK * self.batch_size,
         )
@@ -208,7 +209,7 @@ class _Run:
     def _try_predict(self, images: list[Tensor], device: torch.device) -> list[Tensor] | None:
         """Masks of a batch, or None if the memory of the device is too small."""
         try:
-            return predict_masks(self.network, images, device=device, precision=self.precision)
+            return self.predictor.predict(images, device, self.precision)
         except torch.OutOfMemoryError:
             pass  # handled by the caller, after the tensors that the traceback holds are free
         if self.device.type == "cuda":
@@ -227,9 +228,9 @@ class _Run:
         name = self.jobs[picture.number].image_path
         if self.device.type != "cpu":
             logger.warning("%s: too large for the memory of %s, made on the CPU instead", name, self.device)
-            self.network.to("cpu")
+            self.predictor.network.to("cpu")
             masks = self._try_predict([picture.image], torch.device("cpu"))
-            self.network.to(self.device)
+            self.predictor.network.to(self.device)
             if masks is not None:
                 return masks
         height, width = picture.image.shape[:2]

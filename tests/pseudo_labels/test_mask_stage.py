@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,10 @@ from PIL import Image
 
 from networks.selfmask import SelfMask, SelfMaskPrediction
 from pseudo_labels.batching import batch_by_size
+from pseudo_labels.mask_predictors import SaliencyPredictor
+from pseudo_labels.mask_stage import StageReport, make_pseudo_masks
 from pseudo_labels.network_input import normalise, predict_masks, rebuild_reference, reference_levels
 from pseudo_labels.preparation import MAX_ASPECT, resize_image, resize_mask, working_size
-from pseudo_labels.saliency import StageReport, make_pseudo_masks
 from pseudo_labels.store import is_complete, read_mask
 from tests.pseudo_labels.tiny_selfmask import picture, tiny_selfmask, write_pictures
 from utils.errors import DataError, UnreadableImageError, UserError
@@ -33,20 +32,11 @@ SIZES = [(40, 56), (39, 52), (56, 40), (33, 33), (40, 56), (1, 1), (3, 200), (90
 def run_stage(images: list[Path], mask_dir: Path, network: SelfMask | None = None, **settings: object) -> StageReport:
     masks = [mask_dir / f"{image.name}.json" for image in images]
     defaults = {"shorter_side": 32, "batch_size": 3, "num_workers": 0}
-    return make_pseudo_masks(images, masks, network or tiny_selfmask(), **(defaults | settings))
+    return make_pseudo_masks(images, masks, SaliencyPredictor(network or tiny_selfmask()), **(defaults | settings))
 
 
 def contents(mask_dir: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(mask_dir.glob("*.json"))}
-
-
-@pytest.fixture
-def log_text(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    caplog.set_level(logging.INFO, logger="unmasked")
-    logger = logging.getLogger("unmasked")
-    propagates, logger.propagate = logger.propagate, True
-    yield caplog
-    logger.propagate = propagates
 
 
 def test_masks_have_the_size_of_their_images_and_do_not_depend_on_batches_or_workers(tmp_path: Path):
@@ -206,7 +196,7 @@ def test_preview_appears_before_the_run_ends(tmp_path: Path, monkeypatch: pytest
 def test_two_images_cannot_share_a_mask(tmp_path: Path):
     images = [tmp_path / "a.jpg", tmp_path / "a.png"]
     with pytest.raises(DataError, match=r"a\.jpg and .*a\.png would share the pseudo-mask .*a\.json"):
-        make_pseudo_masks(images, [tmp_path / "a.json"] * 2, tiny_selfmask())
+        make_pseudo_masks(images, [tmp_path / "a.json"] * 2, SaliencyPredictor(tiny_selfmask()))
     report = run_stage(write_pictures(tmp_path / "pictures", [(40, 56)]) * 3, tmp_path / "masks")
     assert report.made == 1
 
@@ -240,7 +230,7 @@ def test_nearest_resize_is_that_of_torch(size: tuple[int, int], new: tuple[int, 
 def test_batching_is_complete_and_bounded():
     read = 0
 
-    def stream() -> Iterator[tuple[int, str]]:
+    def stream():
         nonlocal read
         for number in range(50):
             read += 1

@@ -1,0 +1,58 @@
+"""Run folders as weights: which file of a run is used, and what its checkpoint knows besides tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from networks.checkpoints import read_checkpoint
+from training.run_folder import RunFolder
+from utils.errors import ConfigError, WeightsError
+
+
+def folder_of(weights: Path) -> RunFolder:
+    """The run folder that weights lie in (which need not be one)."""
+    return RunFolder(weights if weights.is_dir() else weights.parent)
+
+
+def weight_file(weights: Path) -> Path:
+    """The file itself, or of a run folder the best weights, else the final ones, else the checkpoint.
+
+    Raises:
+        WeightsError: a folder without any.
+    """
+    if not weights.is_dir():
+        return weights
+    run = RunFolder(weights)
+    for path in (run.best_path, run.final_model_path, run.checkpoint_path):
+        if path.is_file():
+            return path
+    raise WeightsError(
+        f"{run.path}: no weights in this folder (expected best.pt, final_model.pt or checkpoint.pt). "
+        "Give the folder of a training run that has reached a checkpoint, or a weight file."
+    )
+
+
+def stored_state(run: RunFolder) -> dict[str, Any]:
+    """What a run's checkpoint knows besides weights, `category_names` among it; empty for a file on its own."""
+    if not (run.config_path.is_file() and run.checkpoint_path.is_file()):
+        return {}
+    content = read_checkpoint(run.checkpoint_path)
+    extra = content.get("extra", {})
+    return {**extra, "category_names": list(content["category_names"])} if content.get("category_names") else extra
+
+
+def check_names_to_find(categories: Sequence[str]) -> list[str]:
+    """Names given for pictures, without outer blanks.
+
+    Raises:
+        ConfigError: an empty name, or one given twice.
+    """
+    cleaned = [name.strip() for name in categories]
+    if not all(cleaned):
+        raise ConfigError(f"--categories: expected names with commas between them, but one is empty: {categories}")
+    twice = sorted({name for name in cleaned if cleaned.count(name) > 1})
+    if twice:
+        raise ConfigError(f"--categories: given more than once: {', '.join(map(repr, twice))}")
+    return cleaned
