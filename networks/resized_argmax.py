@@ -1,7 +1,8 @@
 """Arg-max of bilinearly resized score maps without the resized maps.
 
-Between four neighbouring cells the scores are mixtures of those at the cells: a category that is below another one's
-minimum at all four can win nowhere between them. Few categories are left per cell, often one.
+Between four neighbouring cells the scores are mixtures of those at the cells. Where one category wins at all four, it
+wins everywhere between them: one look at every score decides most pixels. Between other cells a category that is below
+another one's minimum at all four can win nowhere; few categories are left there, often two.
 """
 
 from __future__ import annotations
@@ -24,47 +25,65 @@ def resized_argmax(scores: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W), int64: arg-max over N after a bilinear resize (align_corners false); the first of equal ones.
     """
-    maps = [_argmax_between_cells(image, size) for image in scores]
+    maps = [_argmax_of_image(image, size) for image in scores]
     return torch.stack(maps)
 
 
-def _axis(num_cells: int, num_pixels: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Lower cell of every pixel of a line, and the share of the cell after it."""
-    position = (torch.arange(num_pixels, device=device, dtype=torch.float32) + 0.5) * (num_cells / num_pixels) - 0.5
+def _argmax_of_image(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (H, W) of one picture's scores (h, w, N)."""
+    height, width, num_categories = image.shape
+    winners = image.argmax(dim=2)
+    corners = F.pad(winners[None].float(), (0, 1, 0, 1), mode="replicate")[0]  # whole numbers below 2^24 stay exact
+    neighbours = (corners[:-1, 1:], corners[1:, :-1], corners[1:, 1:])
+    contested = torch.stack([corners[:-1, :-1] != other for other in neighbours]).any(dim=0)  # (h, w)
+    if 2 * int(contested.sum()) > contested.numel():
+        return _argmax_direct(image, size)
+    rows, down = _axis(height, size[0])
+    columns, right = (values.to(image.device) for values in _axis(width, size[1]))
+    labels = winners[rows.to(image.device)[:, None], columns]
+    strip = max(_chunk_elements(image) // (4 * width * num_categories), 1)  # rows of cells that are looked at together
+    for top in range(0, height, strip):
+        bottom = min(top + strip, height)
+        # Rows of pixels that lie between these rows of cells.
+        start, stop = (int(edge) for edge in torch.searchsorted(rows, torch.tensor([top, bottom])))
+        y, x = contested[rows[start:stop].to(image.device)[:, None], columns].nonzero(as_tuple=True)
+        if len(y) > 0:
+            shares = down[start:stop].to(image.device)[y], right[x]
+            cell = rows[start:stop].to(image.device)[y] * width + columns[x]
+            labels[start + y, x] = _contest(image, contested, (top, bottom), cell, shares)
+    return labels
+
+
+def _axis(num_cells: int, num_pixels: int) -> tuple[Tensor, Tensor]:
+    """Lower cell of every pixel of a line, and the share of the cell after it; on the CPU."""
+    position = (torch.arange(num_pixels, dtype=torch.float32) + 0.5) * (num_cells / num_pixels) - 0.5
     position = position.clamp(min=0)
     low = position.floor().long().clamp(max=num_cells - 1)
     return low, position - low
 
 
-def _corners(image: Tensor) -> Tensor:
-    """Scores at the four corners of every cell, clamped at the border: (h, w, N) -> (4, h·w, N)."""
-    padded = F.pad(image.permute(2, 0, 1), (0, 1, 0, 1), mode="replicate").permute(1, 2, 0)
-    corners = (padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:])
-    return torch.stack([corner.flatten(0, 1) for corner in corners])
-
-
-def _argmax_between_cells(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (H, W) of one picture's scores (h, w, N)."""
-    height, width, num_categories = image.shape
-    corners = _corners(image)
-    highest, floor = corners.amax(dim=0), corners.amin(dim=0).amax(dim=1, keepdim=True)
-    possible = highest >= floor  # (h·w, N)
-    num_possible = possible.sum(dim=1)
-    few = num_possible <= BUCKETS[-1]
-    if 4 * int(few.sum()) < 3 * len(few):
-        return _argmax_direct(image, size)
-    (rows, down), (columns, right) = _axis(height, size[0], image.device), _axis(width, size[1], image.device)
-    cell = rows[:, None] * width + columns  # (H, W): the cell of every pixel
-    labels = possible.byte().argmax(dim=1)[cell]  # right wherever one category is possible
-    lower = 1
-    for upper in (*BUCKETS, num_categories):
+def _contest(
+    image: Tensor, contested: Tensor, rows: tuple[int, int], cell: Tensor, shares: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Categories of pixels (P,) between contested cells, from their cells and their places inside these."""
+    y, x = contested[rows[0] : rows[1]].nonzero(as_tuple=True)
+    y = y + rows[0]
+    row_of_cell = torch.zeros(contested.numel(), dtype=torch.int64, device=image.device)
+    row_of_cell[y * image.shape[1] + x] = torch.arange(len(y), device=image.device)
+    after_y, after_x = (y + 1).clamp_(max=image.shape[0] - 1), (x + 1).clamp_(max=image.shape[1] - 1)
+    corners = torch.stack([image[y, x], image[y, after_x], image[after_y, x], image[after_y, after_x]])  # (4, M, N)
+    row, labels = row_of_cell[cell], torch.empty_like(cell)
+    possible = corners.amax(dim=0) >= corners.amin(dim=0).amax(dim=1, keepdim=True)  # (M, N)
+    num_possible, lower = possible.sum(dim=1), 0
+    for upper in (*BUCKETS, image.shape[2]):
         members = (num_possible > lower) & (num_possible <= upper)
         lower = upper
-        y, x = members[cell].nonzero(as_tuple=True)
-        chunk = max(CHUNK_ELEMENTS["cuda" if image.is_cuda else "cpu"] // (4 * upper), 1)
-        table = _candidates(corners, possible, members, min(upper, num_categories))
-        for part_y, part_x in zip(y.split(chunk), x.split(chunk), strict=True):
-            labels[part_y, part_x] = _decide(table, cell[part_y, part_x], down[part_y], right[part_x])
+        pixels = members[row].nonzero()[:, 0]
+        if len(pixels) == 0:
+            continue
+        table = _candidates(corners, possible, members, min(upper, image.shape[2]))
+        for part in pixels.split(max(_chunk_elements(image) // (4 * upper), 1)):
+            labels[part] = _decide(table, row[part], shares[0][part], shares[1][part])
     return labels
 
 
@@ -91,7 +110,7 @@ def _decide(table: tuple[Tensor, Tensor, Tensor], cell: Tensor, down: Tensor, ri
 
 def _argmax_direct(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The same by resizing all categories, a few at a time: for scores without any order."""
-    group = max(CHUNK_ELEMENTS["cuda" if image.is_cuda else "cpu"] // (size[0] * size[1]), 1)
+    group = max(_chunk_elements(image) // (size[0] * size[1]), 1)
     best, labels = None, None
     for start in range(0, image.shape[2], group):
         part = image[..., start : start + group].permute(2, 0, 1)[None].contiguous()
@@ -103,3 +122,7 @@ def _argmax_direct(image: Tensor, size: tuple[int, int]) -> Tensor:
         labels = torch.where(better, winners + start, labels)
         best = torch.where(better, values, best)
     return labels
+
+
+def _chunk_elements(x: Tensor) -> int:
+    return CHUNK_ELEMENTS["cuda" if x.is_cuda else "cpu"]
