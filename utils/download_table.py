@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
 _VGG = "https://www.robots.ox.ac.uk/~vgg/research"
+_DINO = "https://dl.fbaipublicfiles.com/dino"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ def _vgg(path: str, about: str) -> tuple[str, RemoteFile]:
     return path.rsplit("/", 1)[-1], RemoteFile(f"{_VGG}/{path}", f"{project}/{rest}", about)
 
 
+def _dino(stem: str, about: str) -> tuple[str, RemoteFile]:
+    """Self-supervised weights of DINO."""
+    return f"{stem}.pth", RemoteFile(f"{_DINO}/{stem}/{stem}.pth", f"dino/{stem}.pth", about)
+
+
 FILES: dict[str, RemoteFile] = dict(
     [
         _clip("RN50", "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
@@ -50,6 +56,7 @@ FILES: dict[str, RemoteFile] = dict(
         _clip(
             "ViT-L/14@336px", "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
         ),
+        _dino("dino_resnet50_pretrain", "DINO ResNet-50, where NamedMask's segmenters start from"),
         _vgg("selfmask/shared_files/selfmask_nq20.pt", "SelfMask, 20 queries"),
         _vgg("zutis/shared_files/coco2017/coco_vit_b_16.pt", "ZUTIS for COCO2017 and COCO-20K, ViT-B/16"),
         _vgg("zutis/shared_files/coca/coca_vit_b_16.pt", "ZUTIS for CoCA, ViT-B/16"),
