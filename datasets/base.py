@@ -1,7 +1,7 @@
 """What every benchmark reader offers: pictures as the network gets them, labels as they are scored.
 
 Readers: `coco.py`, `voc.py`, `cityscapes.py`, ...; `build_benchmark` in the package picks one by name. What they share
-about label files lies in `label_files.py`.
+lies in `pairing.py` (which files belong together) and `label_files.py` (what label files hold).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 from torch.utils.data import Dataset
 
-from datasets.metadata import CategoryTable
+from datasets.metadata import BACKGROUND, CategoryTable
 from utils.errors import DataError
 from utils.images import read_rgb
 
@@ -45,6 +45,8 @@ class Benchmark(Dataset[EvaluationItem]):
         name: as in configurations ("coco2017", "coca", "imagenet-s", "coco20k", ...).
         split: of the dataset ("val", ...).
         table: the facts about its categories.
+        prediction_table: the categories to predict; others than those of `table` where finer ones are predicted, which
+            its `scored_as` turns into the scored ones.
         category_names: prompts in label order, background first where there is one.
         palette: colour of each label, uint8, (C, 3).
         label_colours: colour of every label value up to the ignore index, uint8, as in `CategoryTable`.
@@ -66,6 +68,7 @@ class Benchmark(Dataset[EvaluationItem]):
         name: str,
         split: str,
         table: CategoryTable,
+        prediction_table: CategoryTable | None = None,
         image_paths: Sequence[Path],
         label_paths: Sequence[Path] | None = None,
         image_ids: Sequence[int] | None = None,
@@ -74,7 +77,7 @@ class Benchmark(Dataset[EvaluationItem]):
         if not image_paths:
             raise DataError(f"{name} {split}: the split holds no picture.")
         self.name, self.split = name, split
-        self.table = table
+        self.table, self.prediction_table = table, prediction_table or table
         self.category_names = list(table.names)
         self.palette, self.label_colours = table.palette, table.label_colours
         self.ignore_index = table.ignore_index
@@ -125,7 +128,7 @@ class Benchmark(Dataset[EvaluationItem]):
         """What a score on this benchmark depends on, to be printed beside it."""
         return {
             "benchmark": f"{self.name} {self.split}, {len(self)} images",
-            "classes": f"{self.num_classes} with background",
+            "classes": f"{self.num_classes}{' with background' if self.category_names[0] == BACKGROUND else ''}",
             "ignore index": str(self.ignore_index),
             "image size": "full resolution, one image at a time",
         }

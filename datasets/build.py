@@ -7,19 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.base import Benchmark
-from datasets.cityscapes import CityscapesObjectBenchmark
+from datasets.cityscapes import CityscapesBenchmark, CityscapesObjectBenchmark
 from datasets.coca import CocaBenchmark
 from datasets.coco import CocoBenchmark
 from datasets.coco20k import Coco20kBenchmark
+from datasets.coco_stuff import CocoStuffBenchmark
 from datasets.imagenet_s import ImageNetSBenchmark
-from datasets.metadata import CATEGORY_SUFFIX
+from datasets.kitti_step import KittiStepBenchmark
+from datasets.pascal_context import PascalContextBenchmark
 from datasets.single_category import SingleCategoryBenchmark
 from datasets.voc import VocBenchmark
 from utils.errors import ConfigError
+from utils.naming import CATEGORY_SUFFIX
 
 BENCHMARK_NAMES = (
-    *("cityscapes_object", "cityscapes_object_category", "coca", "coca_category", "coco2017", "coco2017_category"),
-    *("coco20k", "imagenet-s", "voc2012", "voc2012_category"),
+    *("cityscapes", "cityscapes_object", "cityscapes_object_category", "coca", "coca_category", "coco2017"),
+    *("coco2017_category", "coco20k", "coco_stuff", "imagenet-s", "kitti_step", "pascal_context", "voc2012"),
+    "voc2012_category",
 )
 
 
@@ -31,7 +35,7 @@ def build_benchmark(
     *,
     category: str | None = None,
     categories: Sequence[str] | None = None,
-    with_labels: bool = True,
+    with_labels: bool | None = True,
     with_instances: bool = True,
     cache_dir: str | Path | None = None,
 ) -> Benchmark:
@@ -44,7 +48,8 @@ def build_benchmark(
         num_categories: for ImageNet-S: 50, 300 or 919 (background not counted); not needed by others.
         category: the category that a `_category` benchmark scores; not needed by others.
         categories: for datasets in COCO's layout with names of their own: background and the names in label order.
-        with_labels: COCO2017 only: whether semantic label PNGs are read.
+        with_labels: whether labels are read, for COCO2017 and the benchmarks that ReCo predicts training labels of
+            (cityscapes, coco_stuff, kitti_step, pascal_context); for these, None reads them where their folder exists.
         with_instances: COCO2017 only: whether instance annotations are read.
         cache_dir: where files that take time to make are kept: the subset of COCO-20K if the dataset folder is
             read-only, the categories of every picture for `_category` benchmarks.
@@ -66,12 +71,22 @@ def build_benchmark(
         whole = build_benchmark(name.removesuffix(CATEGORY_SUFFIX), root, split, with_instances=False)
         return SingleCategoryBenchmark(whole, category, list_dir=root, cache_dir=cache_dir)
     if name == "coco2017":
-        return CocoBenchmark(root, split, categories=categories, with_labels=with_labels, with_instances=with_instances)
+        return CocoBenchmark(
+            root, split, categories=categories, with_labels=with_labels is not False, with_instances=with_instances
+        )
     if name == "coco20k":
         return Coco20kBenchmark(root, cache_dir=cache_dir)
     if name == "imagenet-s":
         return ImageNetSBenchmark(root, split, num_categories=num_categories or 919)
+    if name in _OPTIONAL_LABELS:
+        return _OPTIONAL_LABELS[name](root, split, with_labels=with_labels)
     return _SIMPLE[name](root, split)
 
 
 _SIMPLE = {"cityscapes_object": CityscapesObjectBenchmark, "coca": CocaBenchmark, "voc2012": VocBenchmark}
+_OPTIONAL_LABELS = {
+    "cityscapes": CityscapesBenchmark,
+    "coco_stuff": CocoStuffBenchmark,
+    "kitti_step": KittiStepBenchmark,
+    "pascal_context": PascalContextBenchmark,
+}

@@ -1,4 +1,4 @@
-"""Cityscapes, twice: its 14 object classes against everything else, and all of its 27 classes.
+"""Cityscapes, twice: its 14 object classes against everything else, and 27 classes on the central square.
 
 Layout below the dataset folder: `leftImg8bit/<split>/<city>/<name>_leftImg8bit.png`,
 `gtFine/<split>/<city>/<name>_gtFine_labelIds.png`. Label files hold raw ids.
@@ -11,15 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.label_files import (
-    list_relative,
-    read_index_png,
-    refuse_extra,
-    relabel,
-    require_dir,
-    require_files,
-)
+from datasets.central_square import CentralSquareBenchmark
+from datasets.label_files import read_index_png, relabel
 from datasets.metadata import category_table
+from datasets.pairing import find_labels, list_relative, pair_named, require_dir
 from utils.errors import DataError
 
 LAYOUT = "leftImg8bit/<split>/<city>/*_leftImg8bit.png, gtFine/<split>/<city>/*_gtFine_labelIds.png"
@@ -48,7 +43,7 @@ class CityscapesObjectBenchmark(Benchmark):
             split=split,
             table=category_table("cityscapes_object"),
             image_paths=image_paths,
-            label_paths=pair_labels(Path(root), split, image_paths),
+            label_paths=pair_labels(Path(root), split, image_paths, True),
         )
 
     @property
@@ -59,6 +54,40 @@ class CityscapesObjectBenchmark(Benchmark):
     def read_label(self, path: Path, image_path: Path) -> np.ndarray:
         """Labels of raw ids, int16, (H, W)."""
         return relabel(read_index_png(path), self.table, path)
+
+
+class CityscapesBenchmark(CentralSquareBenchmark):
+    """27 classes of Cityscapes, in the order of the sorted picture paths.
+
+    Args:
+        root: dataset folder.
+        split: "val" or "train".
+        with_labels: read labels; None: where the split's label folder exists.
+
+    Raises:
+        DataError: as `CityscapesObjectBenchmark`.
+
+    Source: ReCo spec 8; pictures and labels are paired by name, which the release does not do (ReCo spec 16-16).
+    """
+
+    def __init__(self, root: str | Path, split: str = "val", *, with_labels: bool | None = True) -> None:
+        root = Path(root)
+        image_paths = find_images(root, split)
+        super().__init__(
+            name="cityscapes",
+            split=split,
+            table=category_table("cityscapes27"),
+            image_paths=image_paths,
+            label_paths=pair_labels(root, split, image_paths, with_labels),
+        )
+
+    def read_label(self, path: Path, image_path: Path) -> np.ndarray:
+        """Labels of raw ids, -1 for void; int16, (H, W)."""
+        return relabel(read_index_png(path), self.table, path)
+
+    def export_path(self, output_dir: str | Path, image_path: Path) -> Path:
+        """Where the predicted label PNG of a picture belongs: flat, by the name of its label file."""
+        return Path(output_dir) / label_name(image_path.name)
 
 
 def find_images(root: Path, split: str) -> list[Path]:
@@ -74,12 +103,10 @@ def label_name(image_name: str) -> str:
     return image_name.removesuffix(IMAGE_ENDING) + LABEL_ENDING
 
 
-def pair_labels(root: Path, split: str, image_paths: list[Path]) -> list[Path]:
+def pair_labels(root: Path, split: str, image_paths: list[Path], with_labels: bool | None) -> list[Path] | None:
     """The label file of every picture, found by name; DataError if some are missing or belong to no picture."""
-    folder = require_dir(root / "gtFine" / split, "the Cityscapes labels", LAYOUT)
+    label_dir = find_labels(root / "gtFine" / split, with_labels, LAYOUT)
+    if label_dir is None:
+        return None
     names = [f"{path.parent.name}/{label_name(path.name)}" for path in image_paths]
-    label_paths = [folder / name for name in names]
-    require_files(label_paths, "label files", f"They belong into {folder}/<city>/.")
-    remedy = f"Put their pictures into {root / 'leftImg8bit' / split}/<city>/, or take the label files away."
-    refuse_extra(list_relative(folder, LABEL_ENDING, depth=1), set(names), folder, remedy)
-    return label_paths
+    return pair_named(names, label_dir, root / "leftImg8bit" / split, ending=LABEL_ENDING)

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.label_files import list_relative, read_label_png, refuse_extra, require_dir, require_files
+from datasets.label_files import read_label_png
 from datasets.metadata import category_table
+from datasets.pairing import pair_named, require_dir
 from utils.errors import DataError
 from utils.log import get_logger
 
@@ -42,11 +43,8 @@ class CocaBenchmark(Benchmark):
                 f"{image_dir}: {len(unknown)} folders are no CoCA classes: {', '.join(unknown[:10])}. "
                 "Folder names have to be those of the published dataset."
             )
-        label_paths = [root / "binary" / path.parent.name / f"{path.stem}.png" for path in image_paths]
-        remedy = "Every picture image/<class>/<name>.jpg needs binary/<class>/<name>.png, and no mask may be left over."
-        require_files(label_paths, "masks", remedy)
-        masks = {f"{path.parent.name}/{path.name}" for path in label_paths}
-        refuse_extra(list_relative(root / "binary", ".png", depth=1), masks, root / "binary", remedy)
+        names = [f"{path.parent.name}/{path.stem}.png" for path in image_paths]
+        label_paths = pair_named(names, root / "binary", image_dir, what="masks")
         super().__init__(name="coca", split=split, table=table, image_paths=image_paths, label_paths=label_paths)
         self._has_warned = False
 

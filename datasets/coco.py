@@ -13,15 +13,9 @@ from typing import Any
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.label_files import (
-    check_labels,
-    list_relative,
-    read_index_png,
-    refuse_extra,
-    require_dir,
-    require_files,
-)
+from datasets.label_files import check_labels, read_index_png
 from datasets.metadata import BACKGROUND, CategoryTable, bit_palette, category_table
+from datasets.pairing import list_relative, refuse_extra, require_dir, require_files
 from utils.errors import DataError
 from utils.files import read_json
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from datasets.base import Benchmark
 from datasets.coco import read_annotations
-from datasets.label_files import require_dir, require_files
 from datasets.metadata import category_table, coco20k_image_ids
+from datasets.pairing import require_dir, require_files
 from utils.errors import DataError
 from utils.files import write_json
 from utils.log import get_logger

@@ -20,7 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from datasets.coco import LABEL_DIR, LAYOUT, choose_table, read_annotations, split_name
-from datasets.label_files import require_dir
+from datasets.pairing import require_dir
 from utils.errors import DataError, UserError
 from utils.files import atomic_write
 from utils.log import get_logger, progress, setup_logging

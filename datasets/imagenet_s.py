@@ -12,15 +12,9 @@ import numpy as np
 from PIL import Image
 
 from datasets.base import Benchmark
-from datasets.label_files import (
-    check_labels,
-    list_relative,
-    read_label_png,
-    refuse_extra,
-    require_dir,
-    require_files,
-)
+from datasets.label_files import check_labels, read_label_png
 from datasets.metadata import imagenet_s_table
+from datasets.pairing import pair_named, require_dir
 from utils.errors import DataError
 from utils.files import atomic_write
 
@@ -53,12 +47,8 @@ class ImageNetSBenchmark(Benchmark):
         image_paths = sorted(image_dir.glob("*/*.JPEG"), key=Path.as_posix)
         label_paths = None
         if folder != "test":
-            label_dir = base / f"{folder}-segmentation"
-            label_paths = [label_dir / path.parent.name / f"{path.stem}.png" for path in image_paths]
-            require_files(label_paths, "label PNGs", f"They belong into {label_dir}/<wnid>/.")
-            labels = {f"{path.parent.name}/{path.name}" for path in label_paths}
-            remedy = f"Put their pictures into {image_dir}/<wnid>/, or take the label PNGs away."
-            refuse_extra(list_relative(label_dir, ".png", depth=1), labels, label_dir, remedy)
+            names = [f"{path.parent.name}/{path.stem}.png" for path in image_paths]
+            label_paths = pair_named(names, base / f"{folder}-segmentation", image_dir, what="label PNGs")
         super().__init__(name="imagenet-s", split=split, table=table, image_paths=image_paths, label_paths=label_paths)
         self.num_categories = num_categories
 

@@ -1,10 +1,7 @@
-"""Label files of benchmarks: reading them, pairing them with pictures, and checking what they hold."""
+"""Label files of benchmarks: reading them, and checking what they hold. Finding them: `pairing.py`."""
 
 from __future__ import annotations
 
-import os
-from collections import Counter
-from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -48,81 +45,6 @@ def read_index_png(path: Path, remedy: str = "Download the labels again.") -> np
             f"{path}: expected a label PNG with one channel (category ids), got {values.shape[2]} channels. {remedy}"
         )
     return values
-
-
-def require_dir(path: Path, what: str, layout: str) -> Path:
-    """The folder, if it exists; DataError that says what it should hold if not."""
-    if not path.is_dir():
-        raise DataError(
-            f"{path}: the folder with {what} does not exist. Expected layout below the dataset folder: {layout}."
-        )
-    return path
-
-
-def require_files(paths: Sequence[Path], what: str, remedy: str) -> None:
-    """DataError naming the first missing files and their number, unless all exist."""
-    present: dict[Path, set[str]] = {}
-    for parent in {path.parent for path in paths}:
-        present[parent] = set(os.listdir(parent)) if parent.is_dir() else set()
-    missing = [path for path in paths if path.name not in present[path.parent]]
-    if missing:
-        shown = ", ".join(str(path) for path in missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(f"{len(missing)} of {len(paths)} {what} are missing: {shown}. {remedy}")
-
-
-def read_name_list(path: Path) -> list[str]:
-    """Names of a split's list, one per line, in order; blank lines are skipped.
-
-    Raises:
-        DataError: missing, unreadable or empty list, or a name twice.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{path}: the list of the split's pictures does not exist. Check the dataset folder."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of the split's pictures cannot be read ({error}).") from error
-    names = [line.strip() for line in lines if line.strip()]
-    if not names:
-        raise DataError(f"{path}: expected the names of the split's pictures, one per line, found none.")
-    if len(set(names)) < len(names):
-        twice = next(name for name, count in Counter(names).items() if count > 1)
-        raise DataError(f"{path}: {twice!r} is listed more than once. Use the benchmark's own list.")
-    return names
-
-
-def list_relative(folder: Path, ending: str, *, depth: int = 0) -> set[str]:
-    """Files of a folder, or of the folders `depth` levels below it, by their paths from it; hidden ones are left out.
-
-    Args:
-        folder: where to look; one that does not exist holds nothing.
-        ending: of the files' names.
-        depth: levels of folders between `folder` and the files.
-    """
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        if depth == 0:
-            return {entry.name for entry in entries if entry.name.endswith(ending) and not entry.name.startswith(".")}
-        folders = [entry.name for entry in entries if entry.is_dir()]
-    return {f"{name}/{file}" for name in folders for file in list_relative(folder / name, ending, depth=depth - 1)}
-
-
-def refuse_extra(found: Set[str], expected: Set[str], folder: Path, remedy: str) -> None:
-    """DataError naming the first label files that belong to no picture and their number, if there are any.
-
-    Args:
-        found: label files, by their paths below `folder`.
-        expected: those that belong to pictures; more than were found is no matter here.
-        folder: the labels' folder.
-        remedy: what to do.
-    """
-    extra = sorted(found - expected)
-    if extra:
-        shown = ", ".join(extra[:3]) + (", ..." if len(extra) > 3 else "")
-        raise DataError(f"{folder}: {len(extra)} of {len(found)} label files belong to no picture: {shown}. {remedy}")
 
 
 def relabel(values: np.ndarray, table: CategoryTable, path: Path) -> np.ndarray:

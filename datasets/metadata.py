@@ -15,11 +15,10 @@ from types import MappingProxyType
 import numpy as np
 
 from utils.errors import ConfigError
-from utils.naming import category_file_name
+from utils.naming import CATEGORY_SUFFIX, category_file_name
 
 BACKGROUND = "background"
 IMAGENET_S_SIZES = (50, 300, 919)
-CATEGORY_SUFFIX = "_category"  # of the benchmarks that score one category of another benchmark
 _TABLES = (
     *("cityscapes27", "cityscapes_object", "coca", "coco2017", "coco20k", "coco_stuff27", "coco_stuff171"),
     *("imagenet_s50", "imagenet_s300", "imagenet_s919", "kitti_step19", "pascal_context59", "voc2012"),
@@ -179,6 +178,11 @@ def benchmark_table(dataset_name: str, num_categories: int | None = None, catego
             raise ConfigError("dataset_name 'imagenet-s' needs n_categories: 50, 300 or 919 (background not counted).")
         return imagenet_s_table(num_categories)
     return category_table(_BENCHMARK_TABLES.get(dataset_name, dataset_name))
+
+
+def prediction_table(dataset_name: str) -> CategoryTable:
+    """The categories to predict on a benchmark; the same as `benchmark_table` but for COCO-Stuff's 171 finer ones."""
+    return category_table("coco_stuff171") if dataset_name == "coco_stuff" else benchmark_table(dataset_name)
 
 
 def read_facts(name: str) -> dict:

@@ -11,16 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.label_files import (
-    check_labels,
-    list_relative,
-    read_index_png,
-    read_name_list,
-    refuse_extra,
-    require_dir,
-    require_files,
-)
+from datasets.label_files import check_labels, read_index_png
 from datasets.metadata import category_table
+from datasets.pairing import pair_listed, require_dir
 from utils.errors import DataError
 
 LAYOUT = "ImageSets/Segmentation/<split>.txt, JPEGImages/*.jpg, SegmentationClass/*.png"
@@ -45,15 +38,7 @@ class VocBenchmark(Benchmark):
         image_dir = require_dir(root / "JPEGImages", "the VOC2012 pictures", LAYOUT)
         label_dir = require_dir(root / "SegmentationClass", "the VOC2012 labels", LAYOUT)
         list_path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        names = read_name_list(list_path)
-        image_paths = [image_dir / f"{name}.jpg" for name in names]
-        label_paths = [label_dir / f"{name}.png" for name in names]
-        require_files(image_paths, "pictures", f"They are listed in {list_path}.")
-        require_files(label_paths, "label PNGs", f"They are listed in {list_path}.")
-        # The folder holds the labels of all splits, so what belongs to no picture of any split is too much.
-        pictures = {f"{Path(name).stem}.png" for name in list_relative(image_dir, ".jpg")}
-        remedy = f"Put their pictures into {image_dir}, or take the label PNGs away."
-        refuse_extra(list_relative(label_dir, ".png"), pictures, label_dir, remedy)
+        image_paths, label_paths = pair_listed(list_path, image_dir, label_dir)
         super().__init__(
             name="voc2012",
             split=split,

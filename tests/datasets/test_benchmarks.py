@@ -259,7 +259,7 @@ def test_coca_pairs_by_name_and_warns_of_greys(tmp_path: Path, caplog, monkeypat
     assert len(build_benchmark("coca", tmp_path)) == 2
     write(tmp_path / "binary" / "dice" / "c.png", mask)
     with pytest.raises(
-        DataError, match=r"binary: 1 of 3 label files belong to no picture: dice/c\.png\. Every picture"
+        DataError, match=r"binary: 1 of 3 label files belong to no picture: dice/c\.png\. Put their pictures"
     ):
         build_benchmark("coca", tmp_path)
     write(tmp_path / "image" / "unicorn" / "a.jpg", picture(6, 5))

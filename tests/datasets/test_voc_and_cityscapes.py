@@ -53,7 +53,7 @@ def test_wrong_voc_folders_are_described(voc: Path) -> None:
     (voc / "SegmentationClass" / "2009_x.png").unlink()
     (voc / "SegmentationClass" / "2007_a.png").unlink()
     with pytest.raises(
-        DataError, match=r"1 of 2 label PNGs are missing: .*2007_a\.png\. They are listed in .*val\.txt"
+        DataError, match=r"1 of 2 label files are missing: .*2007_a\.png\. Their pictures are listed in .*val\.txt"
     ):
         build_benchmark("voc2012", voc)
     (voc / "JPEGImages" / "2007_b.jpg").unlink()
