@@ -11,7 +11,13 @@ from networks.checkpoints import load_strict
 from utils.errors import WeightsError
 
 OUTPUT_STRIDE = 8
-DEPTHS = (50, 101)
+_NUM_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+_STAGES = (  # width, stride, dilation of the first block, dilation of the others
+    (64, 1, 1, 1),
+    (128, 2, 1, 1),
+    (256, 1, 1, 2),
+    (512, 1, 2, 4),
+)
 # Heads of published files (a classifier, MoCo's projection, SwAV's projection and prototypes): no part of the backbone.
 _HEADS = ("fc.", "projection_head.", "prototypes.")
 _MOCO_ENCODERS = ("encoder_q.", "base_encoder.")  # version 2, version 3
@@ -21,28 +27,32 @@ _COUNTER = "num_batches_tracked"
 class DilatedResNet(nn.Module):
     """ResNet with bottlenecks whose last two stages keep stride 8 and dilate their 3×3 convolutions by 2 and 4.
 
-    The first 3×3 of a dilated stage keeps the dilation of the stage before (1 and 2), as torchvision's
-    `replace_stride_with_dilation` does. Names and shapes are torchvision's, without the classifier.
+    The first 3×3 of a dilated stage keeps the dilation of the stage before (1 and 2). Names and shapes are
+    torchvision's, without the classifier.
 
     Args:
         depth: 50 or 101.
+
+    Source: He et al., CVPR 2016, table 1, with the stride in the 3×3 convolutions; dilation as in DeepLabv3.
     """
 
     stride = OUTPUT_STRIDE
-    width = 2048
-    low_level_width = 256
+    width = 4 * _STAGES[-1][0]
+    low_level_width = 4 * _STAGES[0][0]
 
     def __init__(self, depth: int = 50) -> None:
         super().__init__()
-        # Takes a second to import: only those who build a ResNet pay for that.
-        from torchvision.models import resnet50, resnet101
-
-        build = {50: resnet50, 101: resnet101}[depth]
-        network = build(weights=None, replace_stride_with_dilation=[False, True, True])
-        self.conv1, self.bn1 = network.conv1, network.bn1
-        self.relu, self.maxpool = network.relu, network.maxpool
-        self.layer1, self.layer2 = network.layer1, network.layer2
-        self.layer3, self.layer4 = network.layer3, network.layer4
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64)
+        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1)
+        channels = 64
+        for number, (width, stride, first, others) in enumerate(_STAGES, start=1):
+            blocks = [Bottleneck(channels, width, stride=stride, dilation=first, has_projection=True)]
+            channels = 4 * width
+            blocks += [Bottleneck(channels, width, dilation=others) for _ in range(_NUM_BLOCKS[depth][number - 1] - 1)]
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """Compute the outputs of all four stages.
@@ -68,6 +78,39 @@ class DilatedResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map ImageNet-normalised pictures (B, 3, H, W) to the features of layer4 (B, 2048, ⌈H/8⌉, ⌈W/8⌉)."""
         return self.stages(images)[-1]
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions with a shortcut; the last widens four times.
+
+    Args:
+        channels: of the input.
+        width: of the inner convolutions.
+        stride, dilation: of the 3×3 convolution.
+        has_projection: whether the shortcut is a 1×1 convolution, as it has to be where shapes change.
+    """
+
+    def __init__(
+        self, channels: int, width: int, *, stride: int = 1, dilation: int = 1, has_projection: bool = False
+    ) -> None:
+        super().__init__()
+        options = {"stride": stride, "padding": dilation, "dilation": dilation, "bias": False}
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, **options), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, 4 * width, 1, bias=False), nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if has_projection:
+            projection = nn.Conv2d(channels, 4 * width, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(4 * width))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, channels, h, w) to (B, 4·width, ⌈h / stride⌉, ⌈w / stride⌉)."""
+        changed = self.relu(self.bn1(self.conv1(features)))
+        changed = self.relu(self.bn2(self.conv2(changed)))
+        changed = self.bn3(self.conv3(changed))
+        changed += features if self.downsample is None else self.downsample(features)
+        return self.relu(changed)
 
 
 def dilated_resnet_from_state_dict(
