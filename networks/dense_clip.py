@@ -1,7 +1,8 @@
 """CLIP's image towers without their pooling, so that every cell of the last feature map lies in the joint space.
 
-The value path is the only one kept, as in MaskCLIP: pooling would mix the cells. ReCo weights pictures with it
-(``pseudo_labels/cosegmentation.py``) and sharpens its score maps (``reco_prediction.py``).
+The value path is the only one kept, as in MaskCLIP: pooling would mix the cells. ReCo weights positions with it
+(``pseudo_labels/cosegmentation.py``) and sharpens its score maps (``reco.py``). Comparing cells with texts:
+``cosine_maps.py``.
 """
 
 from __future__ import annotations
@@ -16,10 +17,7 @@ from torch import Tensor, nn
 from networks.clip import ClipModel
 from networks.clip_encoder import ClipVitEncoder, encoder_from_visual
 from networks.colours import FromImagenet
-from networks.interpolation import resize
 from networks.text import encode_prompt_ensemble
-
-TEMPERATURE = 10.0
 
 
 class DenseClipResNet(nn.Module):
@@ -131,47 +129,3 @@ def text_vectors(clip: ClipModel, names: Sequence[str], templates: Sequence[str]
             vector has unit length too.
     """
     return F.normalize(encode_prompt_ensemble(clip, names, templates), dim=-1)
-
-
-def cosine_maps(features: Tensor, vectors: Tensor) -> Tensor:
-    """Compare every cell with every vector.
-
-    Args:
-        features: (B, D, h, w); normalised here.
-        vectors: (N, D), or (D,) for one; taken to be of unit length.
-
-    Returns:
-        (B, N, h, w), or (B, h, w) for one vector: cosines, float32.
-
-    Raises:
-        ValueError: if the dimensions D differ.
-    """
-    if features.shape[1] != vectors.shape[-1]:
-        raise ValueError(f"features {tuple(features.shape)} and vectors {tuple(vectors.shape)} differ in D")
-    features = features.float()
-    norms = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    cosines = torch.einsum("nd,bdhw->bnhw", vectors.float().view(-1, vectors.shape[-1]), features) / norms
-    return cosines if vectors.ndim == 2 else cosines[:, 0]
-
-
-def text_attention(
-    features: Tensor, text: Tensor, size: tuple[int, int] | None = None, *, temperature: float = TEMPERATURE
-) -> Tensor:
-    """How well every place of a picture fits a text.
-
-    Args:
-        features: dense features of the CLIP that the text belongs to, (B, D, h, w).
-        text: unit text vectors, (N, D), or (D,) for one.
-        size: (H, W) of the result; None: the features' own grid.
-        temperature: factor of the cosine inside the sigmoid.
-
-    Returns:
-        (B, N, H, W), or (B, H, W) for one vector, float32 in (0, 1).
-
-    Raises:
-        ValueError: if the dimensions D differ.
-
-    Source: ReCo, section 3.2. The sigmoid comes before the bilinear resize (align_corners false).
-    """
-    attention = (temperature * cosine_maps(features, text)).sigmoid()
-    return attention if size is None else resize(attention, size)

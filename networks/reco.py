@@ -5,12 +5,17 @@ Where references come from: ``pseudo_labels/references.py``. What the grids beco
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.dense_clip import TEMPERATURE, DenseClip, cosine_maps, text_attention
+from networks.cosine_maps import TEMPERATURE, cosine_maps, text_attention
 from networks.patch_encoders import PatchEncoder
 from networks.reco_prediction import RecoGrids
+
+if TYPE_CHECKING:
+    from networks.dense_clip import DenseClip
 
 
 class Reco(nn.Module):

@@ -13,7 +13,8 @@ from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.scenes import make_scene
 from networks.clip import clip_from_state_dict, load_clip, wrap_open_clip
 from networks.clip_encoder import encoder_from_visual
-from networks.dense_clip import DenseClipResNet, DenseClipVit, cosine_maps, dense_clip, text_attention, text_vectors
+from networks.cosine_maps import cosine_maps, text_attention
+from networks.dense_clip import DenseClipResNet, DenseClipVit, dense_clip, text_vectors
 from networks.interpolation import resize
 from tests.networks.tiny_clips import RESNET, VIT, tiny_clip, tiny_gelu_clip
 from utils.errors import UserError

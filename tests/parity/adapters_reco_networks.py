@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from networks.clip import clip_from_state_dict
-from networks.dense_clip import dense_clip, text_attention, text_vectors
+from networks.cosine_maps import text_attention
+from networks.dense_clip import dense_clip, text_vectors
 from networks.patch_encoders import encoder_from_state_dict
 from networks.reco import Reco
 from networks.reco_prediction import RecoGrids, predict_labels, score_maps
