@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.metadata import CATEGORY_SUFFIX, single_category_table
+from datasets.metadata import single_category_table
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.log import get_logger, progress
-from utils.naming import category_file_name
+from utils.naming import CATEGORY_SUFFIX, category_file_name
 
 logger = get_logger(__name__)
 

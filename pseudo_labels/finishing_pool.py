@@ -54,6 +54,7 @@ class FinishingPool:
         if self._pool is None:
             self._on_done(number, finish_mask(self._settings, image, mask, original_size, path))
             return
+        image = image if self._settings.use_solver else image[:0]  # not sent where nobody looks at it
         try:
             future = self._pool.submit(finish_mask, self._settings, image, mask, original_size, path)
         except BrokenProcessPool as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pseudo_labels.store import SELFMASK, pseudo_mask_path, read_mask
-from utils.naming import category_slug
+from utils.naming import category_file_name
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ class ExpertMaskStore:
         published = self.masks.path(image_path)
         if image_path not in self.shared:
             return published
-        return published.parents[1] / "by_category" / category_slug(category) / published.parent.name / published.name
+        folder = published.parents[1] / "by_category" / category_file_name(category)
+        return folder / published.parent.name / published.name
 
     def read(self, image_path: Path, category: str) -> np.ndarray:
         """A picture's mask for a category, uint8 {0, 1}, (H, W)."""

@@ -15,8 +15,8 @@ from networks.checkpoints import read_state_dict
 from utils.config import load_settings
 from utils.errors import ConfigError, WeightsError
 
-SYSTEMS = {"zutis": "systems.zutis", "selfmask": "systems.selfmask"}
-_KINDS = {"ZUTIS": "zutis", "SelfMask": "selfmask"}
+SYSTEMS = {"zutis": "systems.zutis", "selfmask": "systems.selfmask", "namedmask": "systems.namedmask"}
+_KINDS = {"ZUTIS": "zutis", "SelfMask": "selfmask", "DeepLabv3+": "namedmask"}
 
 
 def get_system(name: str) -> ModuleType:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from datasets.base import Benchmark
@@ -20,13 +19,12 @@ from datasets.batch import normalise_images
 from evaluation.coco import evaluate_coco
 from evaluation.evaluate import Prediction
 from evaluation.instances import instances_to_records
+from evaluation.regions import label_regions
 from evaluation.semantic import SemanticScores
 from networks.clip import ClipModel
 from networks.text import encode_categories
 from networks.zutis import Zutis
 from networks.zutis_prediction import TEMPERATURE, Instances, predict_semantic, resize, semantic_logits
-
-MIN_AREA = 0.002  # share of a picture below which a connected region is no instance
 
 
 @dataclass(frozen=True)
@@ -58,18 +56,11 @@ class DenseClip:
 
 def _regions(labels: Tensor, scores: Tensor) -> Instances:
     """Connected regions of one label (background left out), scored by their mean probability."""
-    array, masks, values, categories = labels.cpu().numpy(), [], [], []
-    for category in np.unique(array[array > 0]):
-        regions, num = ndimage.label(array == category)
-        for number in range(1, num + 1):
-            mask = torch.from_numpy(regions == number)
-            if mask.sum() >= MIN_AREA * mask.numel():
-                masks.append(mask)
-                values.append(scores.cpu()[mask].mean())
-                categories.append(int(category))
-    if not masks:
+    found = list(label_regions(labels.cpu().numpy(), scores.cpu().numpy()))
+    if not found:
         return Instances(torch.zeros(0, *labels.shape, dtype=torch.bool), torch.zeros(0), torch.zeros(0).long())
-    return Instances(torch.stack(masks), torch.stack(values), torch.tensor(categories))
+    masks, values, categories = zip(*found, strict=True)
+    return Instances(torch.from_numpy(np.stack(masks)), torch.tensor(values), torch.tensor(categories))
 
 
 @torch.inference_mode()

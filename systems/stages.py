@@ -5,11 +5,14 @@ A recipe calls them in the order of its paper; the work itself is done in the pa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from datasets.base import Benchmark
+from datasets.batch import collate_samples
 from datasets.build import build_benchmark
 from datasets.coco import annotated_names
 from datasets.index_dataset import IndexDataset
@@ -24,6 +27,7 @@ from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
 from pseudo_labels.store import read_mask
 from retrieval.archive_file import read_archive
 from retrieval.prompts import load_templates
+from training.describe import describe_training
 from training.loop_settings import LoopSettings
 from training.run_folder import RunFolder
 from utils.device import select_device
@@ -73,14 +77,25 @@ def _annotated_names(settings: RecipeSettings) -> list[str] | None:
     return names
 
 
-def open_benchmark(settings: RecipeSettings, names: Sequence[str]) -> Benchmark:
-    """The benchmark that the settings name, checked but for its pixels."""
-    own = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
+def open_benchmark(
+    settings: RecipeSettings, names: Sequence[str], *, category: str | None = None, with_instances: bool = True
+) -> Benchmark:
+    """The benchmark that the settings name, checked but for its pixels.
+
+    Args:
+        settings: which, and where it is.
+        names: categories of the run, background first.
+        category: the one that is scored alone, for benchmarks that do so.
+        with_instances: whether instance annotations are read, where there are any.
+    """
+    own = list(names) if category else list(benchmark_table(settings.dataset_name, settings.num_categories).names)
     return build_benchmark(
         settings.dataset_name,
         settings.benchmark_dir,
         settings.split,
         settings.num_categories,
+        category=category,
+        with_instances=with_instances,
         categories=None if list(names) == own else names,
         cache_dir=settings.output_dir,
     )
@@ -154,13 +169,22 @@ def build_pseudo_masks(settings: RecipeSettings, archive: Archive, run: RunFolde
     Raises:
         DataError: if a category loses all its images.
     """
-    store = MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
+    store = mask_store(settings)
     images = list(dict.fromkeys(path for paths in archive.values() for path in paths))
     if all(store.path(path).is_file() for path in images):
         logger.info("pseudo-masks: all %d exist", len(images))
         return archive, store
     report = fill_store(settings, images, store, run)
-    refused = {refusal.image_path for refusal in report.refused}
+    return without_refused(archive, {refusal.image_path for refusal in report.refused}, run), store
+
+
+def mask_store(settings: RecipeSettings) -> MaskStore:
+    """Where SelfMask's masks lie."""
+    return MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
+
+
+def without_refused(archive: Archive, refused: Collection[Path], run: RunFolder) -> Archive:
+    """The archive without images that could not be read; DataError if a category loses all of its images."""
     kept = {name: [path for path in paths if path not in refused] for name, paths in archive.items()}
     lost = [name for name, paths in kept.items() if not paths]
     if lost:
@@ -168,7 +192,7 @@ def build_pseudo_masks(settings: RecipeSettings, archive: Archive, run: RunFolde
             f"none of the images retrieved for {', '.join(map(repr, lost))} can be read, see "
             f"{run.path / 'refused_images.txt'}. Replace these files, or retrieve from other images."
         )
-    return kept, store
+    return kept
 
 
 def fill_store(
@@ -216,6 +240,12 @@ def training_samples(
         fast_decode=settings.fast_decode,
         seed=settings.seed,
     )
+
+
+def describe_samples(settings: RecipeSettings, network: nn.Module, samples: IndexDataset) -> None:
+    """Log the size of network, batches and training: the last part of `--dry-run`."""
+    for name, text in describe_training(network, samples, collate_samples, loop_settings(settings)).items():
+        logger.info("%s: %s", name, text)
 
 
 def loop_settings(settings: RecipeSettings | SelfMaskSettings) -> LoopSettings:

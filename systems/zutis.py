@@ -22,14 +22,12 @@ from evaluation.evaluate import EvaluationResult
 from evaluation.pictures import PictureResult, format_table
 from evaluation.pictures import segment_pictures as write_pictures
 from networks.zutis import Zutis
-from pseudo_labels.mask_stores import MaskStore
 from systems import scoring, stages
 from systems.baselines import DenseClip
 from systems.run_report import write_training_report
 from systems.run_weights import check_names_to_find
 from systems.zutis_segmenter import Segmenter, segment_picture
 from systems.zutis_weights import StoredSegmenter, build_from_clip, read_segmenter, text_embeddings
-from training.describe import describe_training
 from training.launch import evaluation_device, make_fabric
 from training.loop import fit
 from training.loop_settings import FitResult, Step
@@ -201,14 +199,13 @@ def _describe(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> 
     if archive is None:
         logger.info("retrieval, pseudo-masks and a batch are left for the real run: nothing is retrieved yet")
         return
-    store = MaskStore(tuple(settings.index_dirs), settings.pseudo_mask_dir)
+    store = stages.mask_store(settings)
     images = {path for paths in archive.values() for path in paths}
     num_missing = sum(not store.path(path).is_file() for path in images)
     logger.info("image archive: %d images, pseudo-masks to make: %d", len(images), num_missing)
     if num_missing == 0:
         samples = stages.training_samples(settings, names, archive, store)
-        for name, text in describe_training(network, samples, collate_samples, stages.loop_settings(settings)).items():
-            logger.info("%s: %s", name, text)
+        stages.describe_samples(settings, network, samples)
 
 
 def _tell_result(result: FitResult, run: RunFolder) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datasets.batch import normalise_images
@@ -16,6 +15,7 @@ from evaluation.pictures import Segmentation
 from networks.zutis import Zutis
 from networks.zutis_prediction import predict_instances, predict_semantic
 from utils.device import autocast
+from utils.images import shrink_to
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def segment_picture(segmenter: Segmenter, picture: np.ndarray, *, long_edge: int
         picture: RGB, uint8, (H, W, 3).
         long_edge: pictures with a longer side are shrunk to it for the network; results keep the picture's size.
     """
-    small = _shrink(picture, long_edge)
+    small = shrink_to(picture, long_edge)
     images = torch.from_numpy(np.ascontiguousarray(small))[None].to(segmenter.text.device)
     (prediction,) = segmenter(images, picture.shape[:2])
     found = prediction.instances
@@ -80,12 +80,3 @@ def segment_picture(segmenter: Segmenter, picture: np.ndarray, *, long_edge: int
     keys = ("category_id", "segmentation", "bbox", "score")
     labels = prediction.labels.to(torch.int16).cpu().numpy()
     return Segmentation(labels, [{key: record[key] for key in keys} for record in records])
-
-
-def _shrink(picture: np.ndarray, long_edge: int | None) -> np.ndarray:
-    height, width = picture.shape[:2]
-    if long_edge is None or max(height, width) <= long_edge:
-        return picture
-    scale = long_edge / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))

@@ -141,6 +141,16 @@ def _to_eight_bits(image: Image.Image) -> NDArray[np.uint8]:
     return np.clip(np.rint(values * scale), 0, 255).astype(np.uint8)
 
 
+def shrink_to(picture: NDArray[np.uint8], long_edge: int | None) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) with its longer side at most `long_edge` (None: as it is), by Pillow's bilinear filter."""
+    height, width = picture.shape[:2]
+    if long_edge is None or max(height, width) <= long_edge:
+        return picture
+    scale = long_edge / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
 def natural_key(path: str | Path) -> list[tuple[int, int, str]]:
     """Sorting key that puts `image2` before `image10`."""
     parts = re.split(r"(\d+)", str(path))

@@ -6,17 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+CATEGORY_SUFFIX = "_category"  # of the benchmarks that score one category of another benchmark
 _INDEX_NAMES = {"ImageNet2012": "imagenet", "pass": "pass"}
 
 
 def architecture_name(clip_arch: str) -> str:
     """A CLIP architecture in the form that file names use: `ViT-L/14@336px` -> `vit_l_14_336px`."""
     return re.sub(r"[-/@]", "_", clip_arch).lower()
-
-
-def category_slug(category: str) -> str:
-    """A category's name in the form that file names use: `tv/monitor` -> `tv_monitor`."""
-    return category.replace(" ", "_").replace("/", "_")
 
 
 def experiment_name(
