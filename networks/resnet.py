@@ -155,7 +155,7 @@ def resnet_entries(state_dict: Mapping[str, Tensor], *, source: str = "the ResNe
     entries = {name: state_dict[old] for old, name in names.items() if not name.startswith(_HEADS)}
     if "conv1.weight" not in entries:
         raise WeightsError(
-            f"{source}: a ResNet-50 was expected, but conv1.weight is missing "
+            f"{source}: a ResNet was expected, but conv1.weight is missing "
             f"(first entries: {', '.join(list(state_dict)[:3]) or 'none'}). Is this the right weight file?"
         )
     return with_counters(entries)

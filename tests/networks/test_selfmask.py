@@ -120,7 +120,7 @@ def test_weights_of_another_kind_are_named():
         selfmask_from_state_dict({"conv1.weight": torch.zeros(1)}, source="nq20.pt")
     with pytest.raises(WeightsError, match=r"a DINO vision transformer was expected, but pos_embed"):
         vit_from_state_dict({"conv1.weight": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"a ResNet-50 was expected, but conv1\.weight is missing"):
+    with pytest.raises(WeightsError, match=r"a ResNet was expected, but conv1\.weight is missing"):
         dilated_resnet_from_state_dict({"cls_token": torch.zeros(1)})
     state = tiny_selfmask().state_dict()
     del state["encoder.norm.bias"]
