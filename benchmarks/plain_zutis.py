@@ -134,8 +134,12 @@ def plain_training_scores(
 ) -> dict[str, float]:
     """Metrics of one training iteration: labels at full size to the host, confusion matrix, scores."""
     logits = torch.einsum("bhwd,nd->bnhw", patch_tokens, text)
-    labels = F.interpolate(logits, size=semantic.shape[1:], mode="bilinear").argmax(dim=1).cpu().numpy()
-    truth, num = semantic.cpu().numpy(), len(text)
+    return plain_scores(F.interpolate(logits, size=semantic.shape[1:], mode="bilinear"), semantic, confusion)
+
+
+def plain_scores(logits: Tensor, semantic: Tensor, confusion: np.ndarray) -> dict[str, float]:
+    """Scores of all batches so far: full-size logits (B, N, H, W), labels (B, H, W), confusion matrix, added to."""
+    labels, truth, num = logits.argmax(dim=1).cpu().numpy(), semantic.cpu().numpy(), logits.shape[1]
     for found, wanted in zip(labels, truth, strict=True):
         valid = (wanted >= 0) & (wanted < num)
         counts = np.bincount(num * wanted[valid].astype(int) + found[valid], minlength=num**2)

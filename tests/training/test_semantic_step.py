@@ -73,7 +73,6 @@ def test_parts_of_a_step_weigh_pixels_as_the_whole_batch_does() -> None:
         TrainingBatch(whole.images[rows], whole.semantic[rows], [], [])
         for rows in (slice(0, 1), slice(1, 2), slice(2, 4))
     ]
-    parts = [parts[0], parts[1], parts[2]]
     mean_counts = torch.stack([step.counts(part).float() for part in parts]).mean(0)
     together = step(network, whole, Step(0, 1, step.counts(whole).float()))["loss"]
     alone = step(network, whole, Step(0, 1, None))["loss"]
