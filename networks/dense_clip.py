@@ -120,7 +120,7 @@ def dense_clip(clip: ClipModel) -> DenseClip:
     return tower.to(device=clip.device, dtype=torch.float32).eval().requires_grad_(False)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def text_vectors(clip: ClipModel, names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Unit text vectors of categories, averaged over prompts: (N, D), float32, on the CLIP's device.
 

@@ -62,7 +62,7 @@ def _known_as(name: str, context: Sequence[str]) -> str | None:
     return next((known for known in (name, SYNONYMS.get(name)) if known in context), None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def build_references(
     categories: Sequence[str],
     features: Iterable[CategoryFeatures],

@@ -150,7 +150,7 @@ def _paths_of(name: str, archive: Mapping[str, Sequence[str | Path]], num_images
     return paths
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _look_at(
     pictures: Tensor, encoder: PatchEncoder, tower: DenseClip | None, text: Tensor | None, device: torch.device | str
 ) -> CategoryFeatures:

@@ -142,7 +142,8 @@ def _check_finite(path: Path, names: list[str], rows: NDArray[np.float32]) -> No
 def write_embedding_pickle(index: EmbeddingIndex, path: str | Path, *, block_size: int = 4096) -> None:
     """Write an index as the published systems keep it: a pickled dict, file name -> CPU float32 tensor.
 
-    The file is written as a stream, entry by entry, and plain `pickle.load` reads it where torch is installed.
+    The file is written as a stream, entry by entry in the order of the paths as plain text, and plain `pickle.load`
+    reads it where torch is installed.
 
     Args:
         index: embeddings and paths; only the last component of each path is stored, as in the release.
@@ -153,14 +154,17 @@ def write_embedding_pickle(index: EmbeddingIndex, path: str | Path, *, block_siz
         DataError: if two images have the same file name.
         UserError: if the disk is full.
 
-    Source: ZUTIS release, `filename_to_<model>_img_embedding.pkl`.
+    Source: ZUTIS and ReCo releases, `filename_to_<model>_img_embedding.pkl`.
     """
     seen: set[str] = set()
+    paths = index.paths(range(len(index)))
+    order = np.array(sorted(range(len(paths)), key=paths.__getitem__), dtype=np.int64)
     with atomic_write(path) as file:
         file.write(b"\x80\x03}")  # protocol 3, one dictionary
-        for first, block in index.blocks(block_size):
-            names = [Path(stored).name for stored in index.paths(range(first, first + len(block)))]
-            for name, row in zip(names, block.astype("<f4"), strict=True):
+        for first in range(0, len(order), block_size):
+            rows = order[first : first + block_size]
+            block = index.take(np.sort(rows))[rows.argsort().argsort()]
+            for name, row in zip((Path(paths[place]).name for place in rows), block.astype("<f4"), strict=True):
                 if name in seen:
                     raise DataError(f"{path}: two images are called {name!r}; this format keeps file names only.")
                 seen.add(name)

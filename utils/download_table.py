@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _CLIP = "https://openaipublic.azureedge.net/clip/models"
+_DEIT_SIN = (
+    "https://github.com/Muzammal-Naseer/Intriguing-Properties-of-Vision-Transformers/releases/download/v0/"
+    "deit_s_sin_dist.pth"
+)
 _VGG = "https://www.robots.ox.ac.uk/~vgg/research"
 _DINO = "https://dl.fbaipublicfiles.com/dino"
 
@@ -57,6 +61,7 @@ FILES: dict[str, RemoteFile] = dict(
             "ViT-L/14@336px", "ViT-L-14-336px.pt", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02"
         ),
         _dino("dino_resnet50_pretrain", "DINO ResNet-50, where NamedMask's segmenters start from"),
+        ("deit_s_sin_dist.pth", RemoteFile(_DEIT_SIN, "deit_s_sin_dist.pth", "DeiT-S/16 for shapes, ReCo's encoder")),
         _vgg("selfmask/shared_files/selfmask_nq20.pt", "SelfMask, 20 queries"),
         _vgg("zutis/shared_files/coco2017/coco_vit_b_16.pt", "ZUTIS for COCO2017 and COCO-20K, ViT-B/16"),
         _vgg("zutis/shared_files/coca/coca_vit_b_16.pt", "ZUTIS for CoCA, ViT-B/16"),

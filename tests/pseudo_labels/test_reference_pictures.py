@@ -82,7 +82,7 @@ def test_archive_to_references(archive, encoder, num_workers) -> None:
 
     def expected(name: str, context: torch.Tensor | None) -> torch.Tensor:
         images = normalise_images(picture_batch([read_rgb(path) for path in archive[name][:3]], 64))
-        with torch.inference_mode():
+        with torch.no_grad():
             given = {"features": encoder(images), "dense_features": tower(images), "text": text[name]}
         return cosegment(**given, context=context).reference
 
