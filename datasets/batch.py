@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.synthesis import Sample
 from utils.normalisation import IMAGENET_MEAN, IMAGENET_STD, normalise_images
+
+if TYPE_CHECKING:
+    from datasets.synthesis import Sample
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from utils.device import select_device
 from utils.errors import ConfigError, WeightsError
 from utils.files import read_json, write_json
 from utils.log import get_logger
-from utils.naming import category_file_name, namedmask_experiment_name
+from utils.naming import CATEGORY_SUFFIX, category_file_name, namedmask_experiment_name
 from utils.settings import NamedMaskSettings, yaml_values
 
 logger = get_logger(__name__)
@@ -141,8 +141,8 @@ def expert_path(settings: NamedMaskSettings, group: ExpertGroup, run: RunFolder)
     if settings.base_dataset is None:
         folder = run.path / "experts"
     else:
-        number = settings.num_categories if settings.base_dataset == "imagenet-s" else None
-        folder = settings.output_dir / f"{settings.base_dataset}{number or ''}_category" / "train"
+        name = scoring.benchmark_folder(f"{settings.base_dataset}{CATEGORY_SUFFIX}", settings.num_categories)
+        folder = settings.output_dir / name / "train"
     if group.cluster_id is not None:
         folder = folder / settings.experts.clustering_type / f"n_experts_{settings.experts.num_clusters}"
     return folder / experiment
@@ -181,6 +181,8 @@ def expert_mask_store(settings: NamedMaskSettings, archive: stages.Archive, run:
         benchmark = f"imagenet_s{settings.num_categories}"
     if benchmark is None and mask_dir is None:
         mask_dir = run.path / "expert_masks"
+    if settings.experts.num_clusters is not None:
+        benchmark = f"{benchmark or 'custom'}_n_experts_{settings.experts.num_clusters}"
     return ExpertMaskStore.of_archive(archive, settings.index_dirs, mask_dir, benchmark=benchmark or "custom")
 
 
@@ -275,6 +277,7 @@ def _expert_benchmark(settings: NamedMaskSettings, group: ExpertGroup) -> Benchm
         settings.dataset_name,
         settings.benchmark_dir,
         settings.split,
+        settings.num_categories,
         category=group.categories[0],
         cache_dir=settings.output_dir,
     )

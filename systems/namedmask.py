@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from datasets.base import Benchmark
-from datasets.index_dataset import IndexDataset
 from datasets.metadata import BACKGROUND, benchmark_table
 from evaluation.evaluate import EvaluationResult
 from evaluation.pictures import PictureResult, format_table
@@ -38,6 +37,7 @@ from utils.settings import NamedMaskSettings, yaml_values
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from datasets.index_dataset import IndexDataset
     from systems.experts import ExpertGroup
 
 logger = get_logger(__name__)

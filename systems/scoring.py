@@ -22,6 +22,7 @@ from systems.evaluation_pictures import EvaluationPictures
 from training.run_folder import RunFolder
 from utils.distributed import is_main
 from utils.log import get_logger
+from utils.naming import CATEGORY_SUFFIX
 from utils.settings import RecipeSettings, yaml_values
 
 logger = get_logger(__name__)
@@ -137,8 +138,14 @@ def benchmark_path(settings: RecipeSettings) -> Path:
     """Folder of all runs on a benchmark; `custom` without one."""
     if settings.dataset_name is None:
         return settings.output_dir / "custom"
-    number = settings.num_categories if settings.dataset_name == "imagenet-s" else None
-    return settings.output_dir / f"{settings.dataset_name}{number or ''}" / settings.split
+    return settings.output_dir / benchmark_folder(settings.dataset_name, settings.num_categories) / settings.split
+
+
+def benchmark_folder(dataset_name: str, num_categories: int | None) -> str:
+    """A benchmark's name in paths; ImageNet-S, of which there are three, carries its number: `imagenet-s50_category`."""
+    base = dataset_name.removesuffix(CATEGORY_SUFFIX)
+    number = f"{num_categories}" if base == "imagenet-s" and num_categories is not None else ""
+    return f"{base}{number}{dataset_name.removeprefix(base)}"
 
 
 def evaluation_path(settings: RecipeSettings, weights: Path, *details: str) -> Path:

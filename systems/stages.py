@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from datasets.base import Benchmark
-from datasets.batch import collate_samples
 from datasets.build import build_benchmark
 from datasets.coco import annotated_names
-from datasets.index_dataset import IndexDataset
 from datasets.metadata import BACKGROUND, benchmark_table
-from datasets.photometric import PhotometricSettings
 from networks.checkpoints import read_state_dict
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
@@ -37,6 +34,7 @@ from utils.log import get_logger
 from utils.settings import RecipeSettings, SelfMaskSettings
 
 if TYPE_CHECKING:
+    from datasets.index_dataset import IndexDataset
     from networks.clip import ClipModel
 
 logger = get_logger(__name__)
@@ -225,6 +223,9 @@ def training_samples(
     settings: RecipeSettings, names: Sequence[str], archive: Archive, masks: MaskStore | ExpertMaskStore
 ) -> IndexDataset:
     """Copy-paste samples of the retrieved pictures."""
+    from datasets.index_dataset import IndexDataset
+    from datasets.photometric import PhotometricSettings
+
     return IndexDataset(
         archive,
         categories=list(names[1:]),
@@ -244,6 +245,8 @@ def training_samples(
 
 def describe_samples(settings: RecipeSettings, network: nn.Module, samples: IndexDataset) -> None:
     """Log the size of network, batches and training: the last part of `--dry-run`."""
+    from datasets.batch import collate_samples
+
     for name, text in describe_training(network, samples, collate_samples, loop_settings(settings)).items():
         logger.info("%s: %s", name, text)
 
