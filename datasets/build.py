@@ -22,8 +22,8 @@ from utils.naming import CATEGORY_SUFFIX
 
 BENCHMARK_NAMES = (
     *("cityscapes", "cityscapes_object", "cityscapes_object_category", "coca", "coca_category", "coco2017"),
-    *("coco2017_category", "coco20k", "coco_stuff", "imagenet-s", "kitti_step", "pascal_context", "voc2012"),
-    "voc2012_category",
+    *("coco2017_category", "coco20k", "coco_stuff", "imagenet-s", "imagenet-s_category", "kitti_step"),
+    *("pascal_context", "voc2012", "voc2012_category"),
 )
 
 
@@ -68,7 +68,12 @@ def build_benchmark(
     if name.endswith(CATEGORY_SUFFIX):
         if category is None:
             raise ConfigError(f"the benchmark {name} needs the category that is scored (single_category), got none.")
-        whole = build_benchmark(name.removesuffix(CATEGORY_SUFFIX), root, split, with_instances=False)
+        whole = build_benchmark(
+            *(name.removesuffix(CATEGORY_SUFFIX), root, split, num_categories),
+            categories=categories,
+            with_instances=False,
+            cache_dir=cache_dir,
+        )
         return SingleCategoryBenchmark(whole, category, list_dir=root, cache_dir=cache_dir)
     if name == "coco2017":
         return CocoBenchmark(

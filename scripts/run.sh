@@ -1,17 +1,26 @@
 #!/usr/bin/env bash
-# What every scripts/<system>/<benchmark>.sh runs: bash scripts/run.sh [--evaluate-only] CONFIG [WEIGHTS] [arguments] [key=value ...]
-# Without WEIGHTS (a run folder or file): train. With: evaluate.
+# What every scripts/<system>/<benchmark>.sh runs: bash scripts/run.sh [OPTION] CONFIG [WEIGHTS] [arguments] [key=value ...]
+# Without WEIGHTS (a run folder or file): train. With: evaluate. --evaluate-only: WEIGHTS have to be given.
+# --experts: the words after CONFIG are categories, the experts to train (none: all), unless the first one is WEIGHTS.
 # NUM_GPUS=4 starts one process per GPU. Relative paths are relative to the folder the script is called from.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-evaluate_only=false
-if [ "${1:-}" = "--evaluate-only" ]; then
-    evaluate_only=true
-    shift
-fi
+option=""
+case "$1" in --evaluate-only | --experts) option="$1"; shift ;; esac
 config="$ROOT/$1"
 shift
+
+is_weights() { [[ "$1" == *.pt || "$1" == *.pth || -f "$1" || -f "$1/config.yaml" ]]; }
+
+if [ "$option" = "--experts" ] && ! is_weights "${1:-}"; then
+    names=""
+    while [ $# -gt 0 ] && [[ "$1" != -* && "$1" != *=* ]]; do
+        names="$names${names:+, }'${1//\'/\'\'}'" # quoted as YAML does it
+        shift
+    done
+    [ -z "$names" ] || set -- "single_category=[$names]" "$@"
+fi
 
 weights=""
 case "${1:-}" in
@@ -22,7 +31,7 @@ esac
 
 if [ -n "$weights" ]; then
     command=(inference.py --config "$config" --weights "$weights")
-elif $evaluate_only; then
+elif [ "$option" = "--evaluate-only" ]; then
     echo "error: this benchmark is for evaluation only: give a weight file or run folder as the first argument" >&2
     exit 2
 else

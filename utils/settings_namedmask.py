@@ -12,7 +12,7 @@ from utils.setting_types import AnyPath, Block, CountInt, NameList, PositiveInt,
 from utils.settings_deeplab import DeepLabSettings, SegmenterName
 from utils.settings_recipe import RecipeSettings
 
-_WITH_SINGLE_CATEGORIES = ("voc2012", "coco2017", "coca", "cityscapes_object")
+_BENCHMARKS = ("voc2012", "coco2017", "coca", "cityscapes_object", "imagenet-s")
 
 
 class ExpertTrainLoaderSettings(TrainLoaderSettings):
@@ -50,9 +50,8 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
 
     ineffective: ClassVar[frozenset[str]] = frozenset({"lr", "momentum", "weight_decay", "betas", "category_agnostic"})
     benchmarks: ClassVar[tuple[str, ...]] = (
-        *_WITH_SINGLE_CATEGORIES,
-        "imagenet-s",
-        *(f"{name}{CATEGORY_SUFFIX}" for name in _WITH_SINGLE_CATEGORIES),
+        *_BENCHMARKS,
+        *(f"{name}{CATEGORY_SUFFIX}" for name in _BENCHMARKS),
     )
     stages: ClassVar[tuple[str, ...]] = ("retrieval", "pseudo_masks", "experts", "training")
 

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Experts of NamedMask for ImageNet-S50: all categories, or those named.
+# Train: bash scripts/namedmask/experts_imagenet_s50_category.sh [CATEGORY ...] [key=value ...]
+# Evaluate one: bash scripts/namedmask/experts_imagenet_s50_category.sh WEIGHTS single_category=CATEGORY [key=value ...]
+exec bash "$(dirname "$0")/../run.sh" --experts configs/namedmask/imagenet_s50_category.yaml "$@"

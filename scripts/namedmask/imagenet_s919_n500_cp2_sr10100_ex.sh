@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# NamedMask on ImageNet-S919 with experts' masks.
+# Train: bash scripts/namedmask/imagenet_s919_n500_cp2_sr10100_ex.sh [key=value ...]; evaluate: the same with WEIGHTS first.
+exec bash "$(dirname "$0")/../run.sh" configs/namedmask/imagenet_s919_n500_cp2_ex.yaml "$@"
