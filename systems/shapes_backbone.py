@@ -32,7 +32,7 @@ from utils.normalisation import normalise_images
 from utils.seeds import seed_everything
 
 _logger = get_logger(__name__)
-CROP_SIZE, NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 64, 1000, 16, 2e-3
+CROP_SIZE, NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 64, 600, 16, 2e-3
 
 
 class CropDataset:

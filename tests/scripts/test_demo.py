@@ -7,7 +7,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from scripts import demo
+from scripts.demonstrations import common
+from scripts.demonstrations.__main__ import main
 
 SCORES = ("retrieval_precision", "pseudo_mask_iou", "miou", "pixel_accuracy", "ap", "ap50", "ap75")
 STAGES = ["world", "retrieval", "pseudo-masks", "training", "evaluation", "baselines", "pictures"]
@@ -18,7 +19,7 @@ def test_the_demonstration_measures_every_stage(
 ) -> None:
     monkeypatch.setenv("UNMASKED_DEMO", "restored afterwards")
     for name, value in (("NUM_INDEX", 80), ("NUM_VALIDATION", 6), ("IMAGE_SIZE", 96)):
-        monkeypatch.setattr(demo, name, value)
+        monkeypatch.setattr(common, name, value)
     words = [
         "n_images=2",
         "n_iters=4",
@@ -27,7 +28,7 @@ def test_the_demonstration_measures_every_stage(
         "saliency.num_workers=0",
         "embedding.num_workers=0",
     ]
-    assert demo.main(["zutis", "--output", str(tmp_path), *words]) == 0
+    assert main(["zutis", "--output", str(tmp_path), *words]) == 0
     results = orjson.loads((tmp_path / "results.json").read_bytes())
     assert all(0 <= results[name] <= 1 for name in SCORES)
     assert all(0 <= results["baseline"][name] <= 1 for name in SCORES)
@@ -43,5 +44,5 @@ def test_the_demonstration_measures_every_stage(
 
 
 def test_another_demonstration_is_refused(capfd: pytest.CaptureFixture) -> None:
-    assert demo.main(["pgseg"]) == 2
-    assert "there is a demonstration of: zutis; received pgseg" in capfd.readouterr().err
+    assert main(["pgseg"]) == 2
+    assert "there are demonstrations of: zutis, namedmask; received pgseg" in capfd.readouterr().err

@@ -1,95 +1,48 @@
-"""The built-in demonstration: `python -m scripts.demo zutis [--output DIR] [key=value ...]`.
+"""The demonstration of ZUTIS.
 
-Makes the shapes world, runs a recipe in it stage by stage, measures every stage against the truth and against what is
+Makes the shapes world, runs the recipe in it stage by stage, measures every stage against the truth and against what is
 possible without training, segments a few pictures by name, and writes `report.html` and `results.json`.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from datasets.base import Benchmark
-from datasets.shapes.world import World, make_world, read_truth
 from evaluation.evaluate import EvaluationResult
-from evaluation.report_sections import IndexTruth, pseudo_mask_iou, retrieval_precision, scores_section
+from evaluation.report_sections import pseudo_mask_iou, retrieval_precision, scores_section
 from networks.clip import load_clip
 from pseudo_labels.mask_stores import MaskStore
-from pseudo_labels.rle import decode
+from scripts.demonstrations.common import (
+    CONFIGS,
+    SHORT_NAMES,
+    Stopwatch,
+    WorldTruth,
+    make_demo_world,
+    short_scores,
+)
 from systems import stages, zutis
 from systems.baselines import DenseClip, score_named_masks
 from systems.run_report import write_training_report
 from training.run_folder import RunFolder
-from utils.cli import Parser, run_command
 from utils.config import load_settings
-from utils.errors import UserError
 from utils.files import write_json
-from utils.log import format_seconds, get_logger
+from utils.log import get_logger
 from utils.settings import ZutisSettings
 
 logger = get_logger("demo")
-CONFIG = Path(__file__).parents[1] / "configs/zutis/shapes.yaml"
-NUM_INDEX, NUM_VALIDATION, IMAGE_SIZE = 3000, 500, 160  # pictures of each index dataset, of the benchmark, side
+CONFIG = CONFIGS / "zutis/shapes.yaml"
 TARGETS = {"retrieval_precision": 0.9, "pseudo_mask_iou": 0.75, "miou": 0.6, "ap50": 0.3}
-SHORT_NAMES = {"mean_iou": "miou", "pixel_accuracy": "pixel_accuracy", "AP": "ap", "AP_50": "ap50", "AP_75": "ap75"}
-
-
-@dataclass
-class Stopwatch:
-    """Seconds of every stage, in order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage and say that it begins."""
-        logger.info("--- %s", name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 2)
-
-
-class WorldTruth(IndexTruth):
-    """What the index pictures of a made world show."""
-
-    def __init__(self, world: World) -> None:
-        self._things = {**read_truth(world, "ImageNet2012"), **read_truth(world, "pass")}
-
-    def categories(self, path: Path) -> set[str]:
-        """Names of the categories in a picture."""
-        return {thing["category"] for thing in self._things[path.name]}
-
-    def mask(self, path: Path, category: str) -> np.ndarray:
-        """All pixels of a category in a picture, bool, (H, W)."""
-        things = [thing for thing in self._things[path.name] if thing["category"] == category]
-        return np.any([decode(thing) for thing in things], axis=0)
-
-    @cached_property
-    def category_shares(self) -> dict[str, float]:
-        """Share of all pictures that show a category: the precision of a random choice."""
-        names = [{thing["category"] for thing in things} for things in self._things.values()]
-        return {name: float(np.mean([name in found for found in names])) for name in set().union(*names)}
 
 
 def demonstrate(settings: ZutisSettings, output_dir: Path) -> dict[str, object]:
     """Run ZUTIS in the shapes world and write the report; returns what `results.json` holds."""
     watch = Stopwatch()
     with watch.stage("world"):
-        world = make_world(
-            output_dir / "world",
-            num_imagenet=NUM_INDEX,
-            num_pass=NUM_INDEX,
-            num_val=NUM_VALIDATION,
-            image_size=IMAGE_SIZE,
-        )
+        world = make_demo_world(output_dir)
     names, run = stages.category_names(settings), RunFolder(zutis.run_path(settings))
     with watch.stage("retrieval"):
         archive = stages.build_archive(settings, names, run)
@@ -168,6 +121,7 @@ def summarise(
         "targets": TARGETS,
         "num_images": result.protocol.num_images,
         "seconds": watch.seconds,
+        "duration": watch.summary(),
     }
 
 
@@ -181,11 +135,6 @@ def centre_box(path: Path, category: str) -> np.ndarray:
     return mask
 
 
-def short_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """The five scores of `results.json` by their short names."""
-    return {short: scores[name] for name, short in SHORT_NAMES.items()}
-
-
 def tell(results: Mapping[str, object], output_dir: Path) -> None:
     """Print the numbers beside baselines and targets, and where everything is."""
     baseline = results["baseline"]
@@ -195,34 +144,15 @@ def tell(results: Mapping[str, object], output_dir: Path) -> None:
         cells = [results[name], baseline.get(name), second.get(name), TARGETS.get(name)]
         texts = ["-" if value is None else f"{100 * value:.1f} %" for value in cells]
         lines.append(f"{name:22}{texts[0]:>10}{texts[1]:>12}{texts[2]:>16}{texts[3]:>10}")
-    total = sum(results["seconds"].values())
     logger.info("measured on %d validation pictures, never trained on\n%s", results["num_images"], "\n".join(lines))
-    logger.info(
-        "%s altogether (%s)", format_seconds(total), ", ".join(f"{n} {s:.0f} s" for n, s in results["seconds"].items())
-    )
+    logger.info("%s", results["duration"])
     logger.info("report: %s", output_dir / "report.html")
     logger.info("numbers: %s", output_dir / "results.json")
     logger.info("segmented pictures: %s", output_dir / "pictures")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the demonstration; returns the exit status."""
-    parser = Parser("Make a small world, and a segmenter for it, without a single human mask.")
-    parser.add_argument("--output", default="demo", metavar="DIR", help="where everything goes (default: demo)")
-    options = parser.parse_intermixed_args(arguments)
-    systems = [word for word in options.overrides if "=" not in word]
-    overrides = [word for word in options.overrides if "=" in word]
-
-    def command() -> None:
-        if systems not in ([], ["zutis"]):
-            raise UserError(f"there is a demonstration of: zutis; received {' '.join(systems)}")
-        output_dir = Path(options.output).resolve()
-        os.environ["UNMASKED_DEMO"] = str(output_dir)
-        settings = load_settings(CONFIG, overrides)
-        tell(demonstrate(settings, output_dir), output_dir)
-
-    return run_command(command, verbose=options.verbose)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def run(output_dir: Path, overrides: Sequence[str]) -> dict[str, object]:
+    """Run the demonstration and tell its numbers; returns what `results.json` holds."""
+    results = demonstrate(load_settings(CONFIG, overrides), output_dir)
+    tell(results, output_dir)
+    return results
