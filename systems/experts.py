@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from datasets.base import Benchmark
-from datasets.build import build_benchmark
 from datasets.metadata import BACKGROUND
 from evaluation.evaluate import EvaluationResult
 from pseudo_labels.mask_predictors import ExpertPredictor
@@ -273,14 +272,8 @@ def _expert_benchmark(settings: NamedMaskSettings, group: ExpertGroup) -> Benchm
     """What an expert is scored on while it is trained: its category alone, where the settings name such a benchmark."""
     if not (settings.scores_single_categories and settings.evaluates_in_training) or group.cluster_id is not None:
         return None
-    return build_benchmark(
-        settings.dataset_name,
-        settings.benchmark_dir,
-        settings.split,
-        settings.num_categories,
-        category=group.categories[0],
-        cache_dir=settings.output_dir,
-    )
+    names = stages.category_names(settings)
+    return stages.open_benchmark(settings, names, category=group.categories[0], with_instances=False)
 
 
 def score_expert(

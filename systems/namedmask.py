@@ -67,7 +67,7 @@ def train(settings: NamedMaskSettings, *, resume: str = "auto", dry_run: bool = 
     Raises:
         UserError: whatever is wrong with settings, files or pictures.
     """
-    names, run = category_names(settings), RunFolder(run_path(settings))
+    names, run = stages.category_names(settings), RunFolder(run_path(settings))
     if dry_run:
         _describe(settings, names, run)
         return run
@@ -184,15 +184,6 @@ def _fit(
     logger.info("trained for %d iterations: %s", result.iteration, run.path)
 
 
-def category_names(settings: NamedMaskSettings) -> list[str]:
-    """Names of the run's categories in label order, background first; of an experts' benchmark all of its categories.
-
-    Raises:
-        ConfigError: see `stages.category_names`.
-    """
-    return stages.category_names(settings.model_copy(update={"dataset_name": settings.base_dataset}))
-
-
 def run_path(settings: NamedMaskSettings) -> Path:
     """Folder of a run: `<output_dir>/<benchmark>/<split>/<experiment>`, or `<output_dir>/<name>` if it has a name."""
     if settings.name is not None:
@@ -271,7 +262,7 @@ def evaluate(settings: NamedMaskSettings, weights: Path) -> EvaluationResult:
     from training.launch import evaluation_device
 
     category = settings.single_category[0] if settings.scores_single_categories else None
-    names = category_names(settings)
+    names = stages.category_names(settings)
     device = evaluation_device(settings.device, settings.precision)
     benchmark = stages.open_benchmark(settings, names, category=category, with_instances=False)
     stored = read_deeplab(weights, benchmark.num_classes)
@@ -377,7 +368,7 @@ def _names_of_classes(settings: NamedMaskSettings, stored: StoredDeepLab) -> lis
     count = stored.network.num_classes
     given = [name for name in settings.categories or () if name != BACKGROUND]
     if given or settings.dataset_name is not None:
-        names = [BACKGROUND, *given] if given else category_names(settings)
+        names = [BACKGROUND, *given] if given else stages.category_names(settings)
         if len(names) != count:
             raise WeightsError(
                 f"{stored.source}: these weights have {count} classes with background, but the settings name "

@@ -142,7 +142,7 @@ def benchmark_path(settings: RecipeSettings) -> Path:
 
 
 def benchmark_folder(dataset_name: str, num_categories: int | None) -> str:
-    """A benchmark's name in paths; ImageNet-S, of which there are three, has its number in it: `imagenet-s50_category`."""
+    """A benchmark's name in paths; ImageNet-S, of which there are three, has its number: `imagenet-s50_category`."""
     base = dataset_name.removesuffix(CATEGORY_SUFFIX)
     number = f"{num_categories}" if base == "imagenet-s" and num_categories is not None else ""
     return f"{base}{number}{dataset_name.removeprefix(base)}"

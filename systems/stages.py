@@ -49,17 +49,17 @@ def category_names(settings: RecipeSettings) -> list[str]:
     Raises:
         ConfigError: if the list names categories that a fixed benchmark does not have, or misses some.
     """
-    table = None
-    if settings.dataset_name is not None:
-        table = list(benchmark_table(settings.dataset_name, settings.num_categories).names)
+    table, benchmark = None, settings.base_dataset
+    if benchmark is not None:
+        table = list(benchmark_table(benchmark, settings.num_categories).names)
     if settings.categories is None:
         return _annotated_names(settings) or table or []
     names = [name for name in settings.categories if name != BACKGROUND]
     names = [BACKGROUND, *names]
     # COCO's layout carries its names in the annotation file, so a folder in that layout may have its own categories.
-    if table is not None and settings.dataset_name != "coco2017" and names != table:
+    if table is not None and benchmark != "coco2017" and names != table:
         raise ConfigError(
-            f"categories: the {len(names)} names differ from the {len(table)} of the benchmark {settings.dataset_name} "
+            f"categories: the {len(names)} names differ from the {len(table)} of the benchmark {benchmark} "
             f"({_difference(names, table)}). Leave 'categories' out to use the benchmark's own, in its order."
         )
     return names
@@ -67,7 +67,7 @@ def category_names(settings: RecipeSettings) -> list[str]:
 
 def _annotated_names(settings: RecipeSettings) -> list[str] | None:
     """Names that a folder in COCO's layout brings along in place of COCO's own; None for COCO and all others."""
-    if settings.dataset_name != "coco2017" or settings.benchmark_dir is None:
+    if settings.base_dataset != "coco2017" or settings.benchmark_dir is None:
         return None
     names = annotated_names(settings.benchmark_dir, settings.split)
     if names is not None:
@@ -86,7 +86,7 @@ def open_benchmark(
         category: the one that is scored alone, for benchmarks that do so.
         with_instances: whether instance annotations are read, where there are any.
     """
-    own = list(names) if category else list(benchmark_table(settings.dataset_name, settings.num_categories).names)
+    own = list(benchmark_table(settings.base_dataset, settings.num_categories).names)
     return build_benchmark(
         settings.dataset_name,
         settings.benchmark_dir,
@@ -94,7 +94,7 @@ def open_benchmark(
         settings.num_categories,
         category=category,
         with_instances=with_instances,
-        categories=None if list(names) == own else names,
+        categories=None if list(names) == own else list(names),
         cache_dir=settings.output_dir,
     )
 
