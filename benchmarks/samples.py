@@ -30,40 +30,48 @@ from pseudo_labels.store import read_mask, write_mask
 from utils.files import read_json
 
 NUM_IMAGES, NUM_CATEGORIES, NUM_SAMPLES, SIDE = 48, 8, 24, 384
+RECIPES = {"samples": 10, "samples_namedmask": 2}  # stage -> objects per sample at most: ZUTIS, NamedMask
 SIZES = ((375, 500), (500, 375), (333, 500), (768, 1024))  # as index pictures have them
 SEED = 0
 
 
 @benchmark("samples")
 def measure(context: Context) -> Iterator[Measurement]:
-    """Time and memory per sample of 384² with 1 to 10 objects."""
+    """Time and memory per sample of 384², as ZUTIS (1 to 10 objects) and as NamedMask (1 or 2) draw them."""
     with tempfile.TemporaryDirectory() as folder:
-        dataset = make_dataset(Path(folder))
-        check_equal(dataset)
-        positions = range(NUM_SAMPLES)
-        ours, plain = context.time_pair(
-            lambda: [collate_samples([dataset[i]]) for i in positions],
-            lambda: [plain_sample(dataset, i) for i in positions],
-            plain_repeats=min(context.repeats, 3),
-        )
-        opened = opened_pictures(dataset, positions)
-        decode = context.time(lambda: [read_index_image(path) for path in opened])
-        yield Measurement(
-            name="samples",
-            workload=f"{SIDE}x{SIDE}, 1-10 objects, JPEG and mask files to uint8 sample",
-            seconds=ours.seconds / NUM_SAMPLES,
-            spread=ours.spread / NUM_SAMPLES,
-            plain_seconds=plain.seconds / NUM_SAMPLES,
-            limit="decoding the visible JPEGs",
-            limit_seconds=decode.seconds / NUM_SAMPLES,
-            peak_mib=context.peak_memory(lambda: dataset[1]),
-            plain_peak_mib=context.peak_memory(lambda: plain_sample(dataset, 1)),
-            note=f"equal results on {NUM_SAMPLES} samples; {len(opened)} pictures opened of {num_drawn(dataset)} drawn",
-        )
+        for name, max_num_objects in RECIPES.items():
+            dataset = make_dataset(Path(folder) / name, max_num_objects)
+            check_equal(dataset)
+            yield measure_samples(context, dataset, name)
 
 
-def make_dataset(folder: Path) -> IndexDataset:
+def measure_samples(context: Context, dataset: IndexDataset, name: str) -> Measurement:
+    """One dataset against the plain way and against decoding its pictures."""
+    positions = range(NUM_SAMPLES)
+    ours, plain = context.time_pair(
+        lambda: [collate_samples([dataset[i]]) for i in positions],
+        lambda: [plain_sample(dataset, i) for i in positions],
+        plain_repeats=min(context.repeats, 3),
+    )
+    opened = opened_pictures(dataset, positions)
+    decode = context.time(lambda: [read_index_image(path) for path in opened])
+    return Measurement(
+        name=name,
+        workload=f"{SIDE}x{SIDE}, 1-{dataset.max_num_objects} objects, JPEG and mask files to uint8 sample",
+        seconds=ours.seconds / NUM_SAMPLES,
+        spread=ours.spread / NUM_SAMPLES,
+        plain_seconds=plain.seconds / NUM_SAMPLES,
+        limit="decoding the visible JPEGs",
+        limit_seconds=decode.seconds / NUM_SAMPLES,
+        peak_mib=context.peak_memory(lambda: dataset[1]),
+        plain_peak_mib=context.peak_memory(lambda: plain_sample(dataset, 1)),
+        note=f"equal results on {NUM_SAMPLES} samples; {len(opened)} pictures opened of {num_drawn(dataset)} drawn",
+    )
+
+
+def make_dataset(folder: Path, max_num_objects: int = 10) -> IndexDataset:
     """Pictures of natural smoothness and blob-shaped masks on disk, and the data set over them."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
     paths = []
     for number, size in zip(range(NUM_IMAGES), itertools.cycle(SIZES)):
@@ -84,6 +92,8 @@ def make_dataset(folder: Path) -> IndexDataset:
         mask_path=lambda path, _: path.with_suffix(".json"),
         read_mask=read_mask,
         image_size=SIDE,
+        random_duplicate=max_num_objects > 2,
+        max_num_objects=max_num_objects,
         seed=SEED,
     )
 
@@ -123,7 +133,7 @@ def plain_sample(dataset: IndexDataset, position: int) -> tuple[Tensor, Tensor, 
     """Normalised image (3, S, S), semantic int64 (S, S), instance masks (n, S, S), made the plain way."""
     rng = np.random.default_rng((dataset.seed, position))
     picks = dataset.draw_picks(rng)
-    sizes = [read_json(dataset.mask_path(pick.path))["size"] for pick in picks]
+    sizes = [read_json(dataset.mask_path(pick.path, pick.category))["size"] for pick in picks]
     draws = [
         (draw_geometric(rng, size, SIDE, dataset.scale_range), draw_photometric(rng, dataset.photometric))
         for size in sizes
@@ -133,7 +143,7 @@ def plain_sample(dataset: IndexDataset, position: int) -> tuple[Tensor, Tensor, 
     image = semantic = instance = None
     for number, (pick, (geometric, photometric)) in enumerate(zip(picks, draws, strict=True), start=1):
         picture = Image.open(pick.path).convert("RGB")
-        mask = torch.from_numpy(coco_mask.decode(read_json(dataset.mask_path(pick.path)))).long()
+        mask = torch.from_numpy(coco_mask.decode(read_json(dataset.mask_path(pick.path, pick.category)))).long()
         picture, mask = _plain_geometric(picture, mask, geometric)
         pixels = tv.to_tensor(_plain_photometric(picture, photometric, kernel))
         pixels = tv.normalize(pixels, IMAGENET_MEAN, IMAGENET_STD)

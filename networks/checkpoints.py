@@ -191,13 +191,14 @@ def _first_line(error: Exception) -> str:
     return text.splitlines()[0].strip().rstrip(".")[:160] if text else type(error).__name__
 
 
-def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, assign: bool = False) -> None:
     """Load weights into a network; every name and shape must fit.
 
     Args:
         module: the network; changed in place, keeps its device and dtypes.
         state_dict: names and tensors.
         source: where the weights come from, for messages.
+        assign: take the tensors themselves as parameters, instead of copying them; for networks on the meta device.
 
     Raises:
         WeightsError: if anything is missing, unexpected or of another shape, with the first ten names of each and the
@@ -219,7 +220,7 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
         cause = likely_cause(state_dict, expected)
         lines.append(f"  likely cause: {cause}" if cause else "  Check that file and config belong together.")
         raise WeightsError("\n".join(lines))
-    module.load_state_dict(dict(state_dict), strict=True)
+    module.load_state_dict(dict(state_dict), strict=True, assign=assign)
 
 
 def _listed(title: str, names: list[str]) -> list[str]:

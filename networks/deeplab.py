@@ -49,7 +49,7 @@ class DeepLabV3Plus(nn.Module):
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"there is no backbone {backbone!r}; expected one of {', '.join(BACKBONES)}")
-        self.num_classes = num_classes
+        self.backbone_name, self.num_classes = backbone, num_classes
         self.backbone = BACKBONES[backbone]()
         self.classifier = DeepLabHead(self.backbone.low_level_width, self.backbone.width, num_classes, dropout=dropout)
         for module in self.backbone.modules():
@@ -75,6 +75,11 @@ class DeepLabV3Plus(nn.Module):
             raise ValueError(f"expected pictures (B, 3, H, W), received {tuple(images.shape)}")
         return self.classifier(*self.backbone.low_and_high(images))
 
+    def initialise(self) -> None:
+        """Draw new weights for a training from nothing. Not done by the constructor: most networks are loaded."""
+        self.backbone.initialise()
+        self.classifier.initialise()
+
     def parameter_groups(self, backbone_lr: float = 5e-5, head_lr: float = 5e-4) -> list[dict[str, Any]]:
         """Groups for an optimiser: backbone, then head, with their learning rates and names."""
         return [
@@ -98,6 +103,9 @@ class DeepLabHead(nn.Module):
         self.project = nn.Sequential(*_normalised(nn.Conv2d(low_level_width, 48, 1, bias=False), 48))
         self.aspp = AtrousPyramid(width, ASPP_DILATIONS, dropout=dropout)
         self.classifier = nn.Sequential(*_normalised(SeparableConv(48 + 256, 256)), nn.Conv2d(256, num_classes, 1))
+
+    def initialise(self) -> None:
+        """Draw new weights for a training (Kaiming-normal, fan-in; biases keep the library's values)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -191,9 +199,9 @@ def deeplab_from_state_dict(
         )
     with torch.device("meta"):
         network = DeepLabV3Plus(backbone, last.shape[0])
-    network.to_empty(device="cpu")
-    load_strict(network, state_dict, source=source)
-    return network.eval()
+    # The tensors become the parameters: nothing is drawn or copied.
+    load_strict(network, state_dict, source=source, assign=True)
+    return network.float().eval()
 
 
 def build_deeplab(
@@ -220,6 +228,7 @@ def build_deeplab(
         WeightsError: if the backbone's weights do not fit.
     """
     network = DeepLabV3Plus(backbone, num_classes)
+    network.initialise()
     if backbone_state is not None:
         entries = mobilenet_entries if backbone == "mobilenet" else resnet_entries
         load_strict(network.backbone, entries(backbone_state, source=source), source=source)

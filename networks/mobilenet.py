@@ -56,6 +56,9 @@ class DilatedMobileNetV2(nn.Module):
                 width = channels
         self.low_level_features = nn.Sequential(*parts[:_NUM_LOW_LEVEL])
         self.high_level_features = nn.ModuleDict({str(i): parts[i] for i in range(_NUM_LOW_LEVEL, len(parts))})
+
+    def initialise(self) -> None:
+        """Draw new weights for a training from nothing (He et al., fan-out)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")

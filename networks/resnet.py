@@ -50,6 +50,9 @@ class DilatedResNet(nn.Module):
             channels = 4 * width
             blocks += [Bottleneck(channels, width, dilation=others) for _ in range(_NUM_BLOCKS[depth][number - 1] - 1)]
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
+
+    def initialise(self) -> None:
+        """Draw new weights for a training from nothing (He et al., fan-out)."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from networks.deeplab_prediction import predict_labels
 from networks.selfmask import SelfMask
 from pseudo_labels.network_input import padded_size, predict_masks
 
@@ -60,7 +61,5 @@ class ExpertPredictor:
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor], device: torch.device, precision: str) -> list[Tensor]:
         """See `MaskPredictor`."""
-        from networks.deeplab_prediction import predict_labels
-
         batch = torch.stack([image.to(device, non_blocking=True) for image in images])
         return list(predict_labels(self.network, batch, tuple(batch.shape[1:3]), precision=precision) == 1)

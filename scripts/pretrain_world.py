@@ -1,6 +1,7 @@
-"""Teach the two models of the built-in world from nothing: `python -m scripts.pretrain_world [--output DIR]`.
+"""Teach the models of the built-in world from nothing: `python -m scripts.pretrain_world [--output DIR]`.
 
-Makes captioned pictures, trains CLIP on them, votes masks with it, trains SelfMask on those. A killed run goes on.
+Makes captioned pictures, trains CLIP on them, votes masks with it, trains SelfMask on those, and a MobileNetV2 on CLIP's
+patch tokens. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from systems.shapes_backbone import pretrain_backbone
 from systems.shapes_clip import WorldClipSettings, pretrain_clip
 from systems.shapes_selfmask import pretrain_selfmask
 from utils.cli import Parser, run_command
@@ -23,8 +25,8 @@ CONFIG = Path("configs/selfmask/shapes.yaml")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the arguments and teach both models; returns the exit status."""
-    parser = Parser("Teach the world's CLIP and SelfMask from nothing (one to two hours of two cores).")
+    """Read the arguments and teach the models; returns the exit status."""
+    parser = Parser("Teach the world's CLIP, SelfMask and MobileNetV2 from nothing (one to two hours of two cores).")
     parser.add_argument("--output", default="pretrained_world", metavar="DIR", help="default: pretrained_world")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that make pictures (default: 2)")
     parser.add_argument("--num-threads", type=int, default=2, help="threads of PyTorch in training (default: 2)")
@@ -43,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers = {"num_workers": options.num_workers}
             clip_path = pretrain_clip(output_dir, WorldClipSettings(), **workers)
             selfmask_path = pretrain_selfmask(output_dir, CONFIG, **workers, num_threads=options.num_threads)
-        logger.info("taught: %s and %s; %s may be deleted", clip_path, selfmask_path, output_dir / "work")
+            backbone_path = pretrain_backbone(output_dir, **workers)
+        taught = ", ".join(str(path) for path in (clip_path, selfmask_path, backbone_path))
+        logger.info("taught: %s; %s may be deleted", taught, output_dir / "work")
 
     return run_command(command, verbose=options.verbose)
 

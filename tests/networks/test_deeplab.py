@@ -56,7 +56,7 @@ def test_names_and_shapes_are_the_published_ones(backbone: str, num_classes: int
 
 def test_norms_and_initial_values_follow_the_recipe() -> None:
     torch.manual_seed(0)
-    network = DeepLabV3Plus("mobilenet", 3)
+    network = build_deeplab("mobilenet", 3)
     norms = {
         part: {module.momentum for module in getattr(network, part).modules() if isinstance(module, nn.BatchNorm2d)}
         for part in ("backbone", "classifier")
