@@ -45,10 +45,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return extract_state_dict(read_checkpoint(path), source=str(path))
 
 
-def read_checkpoint(path: str | Path) -> Any:
+def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Any:
     """Read a weight file as it is, wrappers included: what `torch.load(weights_only=True)` allows, on the CPU.
 
     TorchScript archives and safetensors come as a dict of tensors.
+
+    Args:
+        path: the file.
+        mapped: map a PyTorch file into memory, so that only the tensors that are used are read.
 
     Raises:
         WeightsError: as `read_state_dict`.
@@ -63,7 +67,7 @@ def read_checkpoint(path: str | Path) -> Any:
         return _read_safetensors(path)
     if _is_torchscript(path):
         return _read_torchscript(path)
-    return _read_pickle(path)
+    return _read_pickle(path, mapped)
 
 
 def extract_state_dict(checkpoint: Any, *, source: str) -> dict[str, Tensor]:

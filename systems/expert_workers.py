@@ -22,7 +22,7 @@ from pseudo_labels.mask_stores import MaskStore
 from systems.experts import ExpertGroup, expert_settings, train_expert
 from systems.stages import Archive
 from utils.device import select_device
-from utils.distributed import all_gather_objects, shard, world_size
+from utils.distributed import all_gather_objects, patient_group, shard, world_size
 from utils.errors import UserError
 from utils.log import get_logger, setup_logging
 from utils.settings import NamedMaskSettings
@@ -60,6 +60,7 @@ def train_experts(settings: NamedMaskSettings, jobs: Sequence[ExpertJob], masks:
     Raises:
         UserError: on every rank, if an expert could not be trained on one of them; finished ones are kept.
     """
+    group = patient_group()  # one rank may have an expert more to train than another
     own, device = shard(jobs), select_device(settings.device)
     at_once = min(experts_at_once(settings, device), max(len(own), 1))
     logger.info("experts: %d to train, %d at once on %s in %d processes", len(jobs), at_once, device, world_size())
@@ -73,7 +74,7 @@ def train_experts(settings: NamedMaskSettings, jobs: Sequence[ExpertJob], masks:
             _train_in_workers(settings, own, masks, device, at_once)
     except UserError as error:
         problem = str(error)
-    problems = [text for text in all_gather_objects(problem) if text is not None]
+    problems = [text for text in all_gather_objects(problem, group) if text is not None]
     if problems:
         raise UserError(problems[0])
 

@@ -38,7 +38,7 @@ def stored_state(run: RunFolder) -> dict[str, Any]:
     """What a run's checkpoint knows besides weights, `category_names` among it; empty for a file on its own."""
     if not (run.config_path.is_file() and run.checkpoint_path.is_file()):
         return {}
-    content = read_checkpoint(run.checkpoint_path)
+    content = read_checkpoint(run.checkpoint_path, mapped=True)  # most of it is the optimiser's
     extra = content.get("extra", {})
     return {**extra, "category_names": list(content["category_names"])} if content.get("category_names") else extra
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 Item = TypeVar("Item")
+_PATIENCE = timedelta(days=7)
 
 
 def is_initialised() -> bool:
@@ -48,13 +50,28 @@ def shard(sequence: Sequence[Item]) -> Sequence[Item]:
     return sequence[rank() :: world_size()]
 
 
-def all_gather_objects(obj: Any) -> list[Any]:
-    """One object of every rank, in rank order, on every rank; `[obj]` without a process group."""
+def all_gather_objects(obj: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """One object of every rank, in rank order, on every rank; `[obj]` without a process group.
+
+    Args:
+        obj: anything that can be pickled.
+        group: see `patient_group`; None: the usual one, whose ranks may be some minutes apart at most.
+    """
     if not is_initialised() or dist.get_world_size() == 1:
         return [obj]
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, obj)
+    dist.all_gather_object(gathered, obj, group=group)
     return gathered
+
+
+def patient_group() -> dist.ProcessGroup | None:
+    """A group of all ranks that may wait for each other for days, for stages of unequal length; all ranks have to ask.
+
+    The usual group gives up after minutes, so that a rank that died is noticed. None without a process group.
+    """
+    if not is_initialised() or dist.get_world_size() == 1:
+        return None
+    return dist.new_group(backend="gloo", timeout=_PATIENCE)
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
