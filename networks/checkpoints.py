@@ -143,11 +143,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(_damaged(path, "a safetensors file", error)) from error
 
 
-def _read_pickle(path: Path) -> Any:
+def _read_pickle(path: Path, mapped: bool) -> Any:
     try:
         # The options of a training run, which DeiT and DINO keep beside their weights, are plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         if _is_unsafe(error) and _starts_like_weights(path):
             raise WeightsError(
