@@ -1,6 +1,7 @@
-"""The built-in world's CLIP, taught from nothing but captioned pictures: build, train, export in OpenAI's names.
+"""The built-in world's CLIPs, taught from nothing but captioned pictures: build, train, export in OpenAI's names.
 
-Stages: captioned pictures -> compact vocabulary -> contrastive training -> ``clip.pt``. Run by ``pretrain_world.sh``.
+Stages: captioned pictures -> compact vocabulary -> contrastive training -> ``clip.pt``, and from there with pictures of
+the stuff world -> ``clip_stuff.pt``. Run by ``pretrain_world.sh``.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,9 +20,12 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 
-from datasets.shapes.captions import mentioned_categories, write_caption
+from datasets.shapes.captions import mentioned_categories, write_caption, write_stuff_caption
 from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.scenes import make_scene
+from datasets.shapes.stuff_scenes import make_stuff_scene
+from datasets.shapes.surfaces import SURFACE_NAMES
+from networks.checkpoints import read_state_dict
 from training.clip_contrastive import CaptionedPictures, ClipTrainSettings, cut_tokens, train_clip
 from utils.files import atomic_write
 from utils.log import get_logger, progress
@@ -33,9 +37,13 @@ VOCABULARY_SIZE, CONTEXT_LENGTH, END_OF_TEXT = 49408, 77, 49407
 
 @dataclass(frozen=True)
 class WorldClipSettings:
-    """Sizes of the world's CLIP and of its lessons; heads are width / 64, as everywhere in CLIP."""
+    """Sizes of the world's CLIP and of its lessons; heads are width / 64, as everywhere in CLIP.
+
+    ``num_pictures`` are of things on a ground without a name, ``num_stuff_pictures`` of things on named grounds.
+    """
 
     num_pictures: int = 40_000
+    num_stuff_pictures: int = 0
     picture_size: int = 128
     captions_per_picture: int = 8
     caption_tokens: int = 24
@@ -50,6 +58,14 @@ class WorldClipSettings:
     training: ClipTrainSettings = field(
         default_factory=lambda: ClipTrainSettings(num_steps=2400, batch_size=128, max_tokens=64)
     )
+
+
+STUFF_SETTINGS = WorldClipSettings(
+    num_pictures=6000,
+    num_stuff_pictures=10_000,
+    caption_tokens=40,
+    training=ClipTrainSettings(num_steps=500, batch_size=96, lr=6e-4, warmup_steps=50, max_tokens=56),
+)
 
 
 def build_world_clip(settings: WorldClipSettings, *, vocabulary_size: int = VOCABULARY_SIZE) -> nn.Module:
@@ -80,14 +96,20 @@ def build_world_clip(settings: WorldClipSettings, *, vocabulary_size: int = VOCA
 
 
 def _captioned(index: int, settings: WorldClipSettings) -> tuple[np.ndarray, list[str]]:
-    scene = make_scene("caption", index, image_size=settings.picture_size, seed=settings.seed)
-    rng = np.random.default_rng([settings.seed, 77, index])
-    return scene.image, [write_caption(scene.things, rng) for _ in range(settings.captions_per_picture)]
+    """Picture and captions of a lesson: things first, then stuff."""
+    options = {"image_size": settings.picture_size, "seed": settings.seed}
+    rng, num_captions = np.random.default_rng([settings.seed, 77, index]), range(settings.captions_per_picture)
+    if index < settings.num_pictures:
+        scene = make_scene("caption", index, **options)
+        return scene.image, [write_caption(scene.things, rng) for _ in num_captions]
+    stuff = make_stuff_scene("stuff_caption", index - settings.num_pictures, **options)
+    return stuff.image, [write_stuff_caption(stuff.shares, stuff.things, rng) for _ in num_captions]
 
 
 def _captioned_pictures(settings: WorldClipSettings, num_workers: int) -> Iterator[tuple[np.ndarray, list[str]]]:
+    indices = range(settings.num_pictures + settings.num_stuff_pictures)
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        yield from pool.imap(partial(_captioned, settings=settings), range(settings.num_pictures), chunksize=64)
+        yield from pool.imap(partial(_captioned, settings=settings), indices, chunksize=64)
 
 
 def make_lessons(folder: Path, settings: WorldClipSettings, *, num_workers: int = 2) -> tuple[np.ndarray, list]:
@@ -104,12 +126,13 @@ def make_lessons(folder: Path, settings: WorldClipSettings, *, num_workers: int 
     images_path, captions_path = folder / "lessons.npy", folder / "lessons.json"
     if not captions_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        shape = (settings.num_pictures, settings.picture_size, settings.picture_size, 3)
+        num_pictures = settings.num_pictures + settings.num_stuff_pictures
+        shape = (num_pictures, settings.picture_size, settings.picture_size, 3)
         images = np.lib.format.open_memmap(images_path, "w+", np.uint8, shape)
         captions = []
         stream = progress(
             _captioned_pictures(settings, num_workers),
-            total=settings.num_pictures,
+            total=num_pictures,
             description="captioned pictures",
             unit="picture",
         )
@@ -123,7 +146,12 @@ def make_lessons(folder: Path, settings: WorldClipSettings, *, num_workers: int 
 
 
 def read_lessons(
-    images: np.ndarray, captions: Sequence[Sequence[str]], *, max_tokens: int
+    images: np.ndarray,
+    captions: Sequence[Sequence[str]],
+    *,
+    max_tokens: int,
+    names: Sequence[str] = CATEGORY_NAMES,
+    has_background: np.ndarray | None = None,
 ) -> tuple[CaptionedPictures, Tensor]:
     """Turn pictures and their captions into what the loop learns from, with a compact vocabulary.
 
@@ -131,6 +159,8 @@ def read_lessons(
         images: uint8 (N, S, S, 3).
         captions: N lists of equally many captions.
         max_tokens: longest caption in tokens, with both special ones.
+        names: nouns that patches learn to tell apart.
+        has_background: whether a part of the picture has none of the names, bool (N,); None: always.
 
     Returns:
         The lessons with token ids 0..V-1 (0 is padding, V-1 the end of text), and the V real ids, int64.
@@ -139,15 +169,16 @@ def read_lessons(
     flat = [caption for words in captions for caption in words]
     unique = sorted(set(flat))
     row_of = {caption: row for row, caption in enumerate(unique)}
-    ids = cut_tokens(tokenizer([*unique, *CATEGORY_NAMES, "background"]), max_tokens)
+    ids = cut_tokens(tokenizer([*unique, *names, "background"]), max_tokens)
     used, compact = np.unique(np.concatenate([[0], ids.ravel()]), return_inverse=True)
     compact = compact[1:].reshape(ids.shape).astype(np.int32)
-    nouns = np.zeros((len(unique), len(CATEGORY_NAMES)), dtype=bool)
+    nouns = np.zeros((len(unique), len(names)), dtype=bool)
     for row, caption in enumerate(unique):
-        for name in mentioned_categories(caption):
-            nouns[row, CATEGORY_NAMES.index(name)] = True
+        for name in mentioned_categories(caption, names):
+            nouns[row, list(names).index(name)] = True
     rows = np.array([row_of[caption] for caption in flat]).reshape(len(captions), -1)
-    lessons = CaptionedPictures(images, compact[: len(unique)][rows], nouns[rows], compact[len(unique) :])
+    token_rows, noun_ids = compact[: len(unique)][rows], compact[len(unique) :]
+    lessons = CaptionedPictures(images, token_rows, nouns[rows], noun_ids, has_background)
     return lessons, torch.from_numpy(used.astype(np.int64))
 
 
@@ -201,26 +232,64 @@ def save_compressed(state_dict: dict[str, Tensor], path: Path) -> None:
     raw_path.unlink()
 
 
-def pretrain_clip(output_dir: Path, settings: WorldClipSettings, *, num_workers: int = 2) -> Path:
+def import_state_dict(clip: nn.Module, state_dict: Mapping[str, Tensor], token_ids: Tensor) -> None:
+    """Let a network begin with the weights of an exported one; words that it never read keep their random rows.
+
+    Args:
+        clip: with a compact vocabulary; changed.
+        state_dict: what `export_state_dict` made, of the same sizes.
+        token_ids: the real id of each compact row of ``clip``, int64 (V,).
+    """
+    state = {name: value.float() for name, value in state_dict.items()}
+    rows = state["token_embedding.weight"][token_ids]
+    is_new = ~rows.any(dim=1, keepdim=True)
+    state["token_embedding.weight"] = torch.where(is_new, clip.token_embedding.weight.detach(), rows)
+    clip.load_state_dict(state)
+
+
+def pretrain_clip(
+    output_dir: Path,
+    settings: WorldClipSettings,
+    *,
+    name: str = "clip",
+    start_path: Path | None = None,
+    num_workers: int = 2,
+) -> Path:
     """Teach the world's CLIP, or go on where it was cut off.
 
     Args:
-        output_dir: receives ``clip.pt``, ``clip_log.jsonl`` and, while running, ``work/``.
+        output_dir: receives the weights, ``<name>_log.jsonl`` and, while running, ``work/``.
         settings: sizes and lessons.
+        name: of the weight file, without its ending.
+        start_path: weights of the same sizes to begin with; None: random ones.
         num_workers: processes that make the pictures.
 
     Returns:
-        Path of ``clip.pt``.
+        Path of the weights, ``<name>.pt``.
     """
-    path, work_dir = output_dir / "clip.pt", output_dir / "work"
+    path, work_dir = output_dir / f"{name}.pt", output_dir / "work"
     if path.exists():
         _logger.info("%s exists: not trained again", path)
         return path
-    images, captions = make_lessons(work_dir, settings, num_workers=num_workers)
-    lessons, token_ids = read_lessons(images, captions, max_tokens=settings.caption_tokens)
+    images, captions = make_lessons(work_dir / f"{name}_lessons", settings, num_workers=num_workers)
+    names = (*CATEGORY_NAMES, *SURFACE_NAMES) if settings.num_stuff_pictures else CATEGORY_NAMES
+    has_background = np.arange(len(images)) < settings.num_pictures
+    lessons, token_ids = read_lessons(
+        images, captions, max_tokens=settings.caption_tokens, names=names, has_background=has_background
+    )
     torch.manual_seed(settings.seed)
     clip = build_world_clip(settings, vocabulary_size=len(token_ids))
-    checkpoint_path, log_path = work_dir / "clip_checkpoint.pt", output_dir / "clip_log.jsonl"
+    if start_path is not None:
+        import_state_dict(clip, read_state_dict(start_path), token_ids)
+    _train(clip, lessons, settings, work_dir / f"{name}_checkpoint.pt", output_dir / f"{name}_log.jsonl")
+    save_compressed(export_state_dict(clip.state_dict(), token_ids), path)
+    return path
+
+
+def _train(
+    clip: nn.Module, lessons: CaptionedPictures, settings: WorldClipSettings, checkpoint_path: Path, log_path: Path
+) -> None:
+    """Train in place, from the checkpoint on if there is one."""
     start, optimiser_state = 0, None
     if checkpoint_path.exists():
         checkpoint = torch.load(checkpoint_path, weights_only=True)
@@ -247,5 +316,3 @@ def pretrain_clip(output_dir: Path, settings: WorldClipSettings, *, num_workers:
         on_log=log,
         on_checkpoint=save,
     )
-    save_compressed(export_state_dict(clip.state_dict(), token_ids), path)
-    return path

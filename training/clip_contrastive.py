@@ -33,12 +33,14 @@ class CaptionedPictures:
         token_ids: int32 (N, K, L), K captions of each picture, cut after their end-of-text token.
         nouns: bool (N, K, C), which of ``noun_names`` the caption's words contain.
         noun_ids: int32 (C + 1, L), tokens of the bare nouns and, last, of the word "background".
+        has_background: bool (N,), whether the captions leave a part of the picture unnamed; None: all do.
     """
 
     images: np.ndarray
     token_ids: np.ndarray
     nouns: np.ndarray
     noun_ids: np.ndarray
+    has_background: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,14 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor, u
     return (losses[0] + losses[1]) / 2
 
 
-def patch_naming_loss(patches: Tensor, names: Tensor, mentioned: Tensor, *, scale: float = 20.0) -> Tensor:
+def patch_naming_loss(
+    patches: Tensor,
+    names: Tensor,
+    mentioned: Tensor,
+    *,
+    has_background: Tensor | None = None,
+    scale: float = 20.0,
+) -> Tensor:
     """Ask that some patches carry each mentioned name, no patch an unmentioned one, and many none.
 
     Only the caption's words are used: every patch chooses among all nouns and "background"; a mentioned noun needs its
@@ -123,6 +132,7 @@ def patch_naming_loss(patches: Tensor, names: Tensor, mentioned: Tensor, *, scal
         patches: unit-length patch tokens in the joint space, (B, P, D).
         names: unit-length embeddings of the nouns, "background" last, (C + 1, D).
         mentioned: nouns of the caption, bool (B, C).
+        has_background: pictures that need patches of background, bool (B,); None: all do.
         scale: sharpness of the choice.
 
     Returns:
@@ -136,6 +146,8 @@ def patch_naming_loss(patches: Tensor, names: Tensor, mentioned: Tensor, *, scal
     present = -(best.mean(dim=1) * mentioned).sum(dim=1)
     absent = -(torch.log1p(-best[:, 0].exp().clamp(max=1 - 1e-4)) * ~mentioned).sum(dim=1)
     ground = -log_probs[..., -1].topk(round(0.4 * num_patches), dim=1).values.mean(dim=1)
+    if has_background is not None:
+        ground = ground * has_background
     return (present + absent + ground).mean()
 
 
@@ -258,7 +270,8 @@ def batch_loss(
     image, patches = F.normalize(image.float(), dim=-1), F.normalize(patches.float(), dim=-1)
     captions, names = text[: len(rows)], text[len(rows) :]
     contrast = contrastive_loss(image, captions, clip.logit_scale.exp(), *caption_relations(nouns))
-    naming = patch_naming_loss(patches, names, nouns)
+    has_background = None if data.has_background is None else torch.from_numpy(data.has_background[rows])
+    naming = patch_naming_loss(patches, names, nouns, has_background=has_background)
     return contrast + settings.patch_loss_weight * naming, {"contrast": contrast.detach(), "naming": naming.detach()}
 
 

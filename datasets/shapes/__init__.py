@@ -9,11 +9,28 @@ unnamed things. What each cue does:
 * the second colour and the dark and light details (a window, an eye, a wheel) help, but small things hide them;
 * unnamed things take any colour and texture: being colourful does not make a named thing.
 
-``make_scene`` makes one picture, ``make_world`` writes a folder; ``python -m datasets.shapes FOLDER`` does the latter.
+The stuff variant puts some of the same things on grounds that have names: sky, water, grass, sand, road, wall, snow and
+field lie below and within each other with borders of many kinds, and every pixel belongs to a category, but for those
+of unnamed things. There the structure of a ground is its own, and its colours are shared.
+
+``make_scene`` and ``make_stuff_scene`` make one picture, ``make_world`` writes a folder; ``python -m datasets.shapes
+FOLDER`` does the latter.
 """
 
 from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.scenes import Scene, Thing, make_scene
+from datasets.shapes.stuff_scenes import STUFF_CATEGORY_NAMES, StuffScene, make_stuff_scene
 from datasets.shapes.world import World, make_world, read_truth
 
-__all__ = ["CATEGORY_NAMES", "Scene", "Thing", "World", "make_scene", "make_world", "read_truth"]
+__all__ = [
+    "CATEGORY_NAMES",
+    "STUFF_CATEGORY_NAMES",
+    "Scene",
+    "StuffScene",
+    "Thing",
+    "World",
+    "make_scene",
+    "make_stuff_scene",
+    "make_world",
+    "read_truth",
+]

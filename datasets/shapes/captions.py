@@ -5,7 +5,7 @@ The words name what is there and sometimes its colour or size; they never say wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -66,6 +66,21 @@ SINGLE_TEMPLATES: tuple[str, ...] = (
 _PAIR_TEMPLATES = ("{} and {}", "a {} and a {}", "a photo of a {} and a {}.", "a {} next to a {}", "the {} with the {}")
 _LIST_STARTS = ("", "a photo of ", "a picture with ", "there are ")
 _MANY_TEMPLATES = ("a photo of many {}.", "two {}", "several {}", "many {}")
+#: Ways to say one ground, which has no plural and no article of its own; and openings of the list of all that is there.
+GROUND_TEMPLATES: tuple[str, ...] = (
+    "{}",
+    "the {}",
+    "only {}",
+    "{} and nothing else",
+    "nothing but {}",
+    "a photo of {}.",
+    "a picture of the {}",
+    "a close-up photo of the {}.",
+    "there is {} in the scene.",
+    "a texture of {}",
+)
+_STUFF_LIST_STARTS = ("", "", "a photo of ", "a picture with ", "a view of ", "a scene of ")
+_MIN_SHARE = 0.015  # of the picture; nobody mentions less
 _EMPTY_CAPTIONS = (
     "background",
     "a background",
@@ -116,7 +131,34 @@ def write_caption(things: Sequence[Thing], rng: np.random.Generator) -> str:
     return str(rng.choice(_LIST_STARTS)) + ", ".join(phrases[:-1]) + " and " + phrases[-1]
 
 
-def mentioned_categories(caption: str) -> frozenset[str]:
-    """Names of the world that occur as words in a caption (read from the text alone)."""
+def write_stuff_caption(shares: Mapping[str, float], things: Sequence[Thing], rng: np.random.Generator) -> str:
+    """Word one picture of the stuff world.
+
+    Args:
+        shares: name -> share of the picture, of everything that can be seen.
+        things: the named things of the scene, for their colours and sizes.
+        rng: draws template, order, adjectives.
+
+    Returns:
+        One line of text that names all grounds and things but those that are hardly there.
+    """
+    phrases = {name: name for name, share in shares.items() if share >= _MIN_SHARE}
+    for thing in things:
+        name = CATEGORY_NAMES[thing.category]
+        if name in phrases:
+            phrases[name] = "a " + _phrase(thing, rng)
+    if len(phrases) == 1:
+        ((name, phrase),) = phrases.items()
+        if rng.random() < 0.5:
+            return str(rng.choice(SINGLE_TEMPLATES)).format(phrase.removeprefix("a "))
+        return name if phrase != name else str(rng.choice(GROUND_TEMPLATES)).format(name)
+    words = [phrases[name] for name in rng.permutation(list(phrases))]
+    if len(words) == 2 and rng.random() < 0.5:
+        return f"{words[0]} with {words[1]}"
+    return str(rng.choice(_STUFF_LIST_STARTS)) + ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def mentioned_categories(caption: str, names: Collection[str] = CATEGORY_NAMES) -> frozenset[str]:
+    """Which of these names occur as words in a caption (read from the text alone)."""
     words = caption.lower().replace(",", " ").replace(".", " ").replace("!", " ").split()
-    return frozenset(words).intersection(CATEGORY_NAMES)
+    return frozenset(words).intersection(names)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +76,39 @@ def encode_instances(scene: Scene) -> list[dict[str, Any]]:
         name = CATEGORY_NAMES[thing.category]
         records.append({"category": name, "size": list(code["size"]), "counts": code["counts"].decode("ascii")})
     return records
+
+
+def write_coco_annotations(
+    path: Path, records: Sequence[Mapping[str, Any]], ids: Mapping[str, int], kinds: Mapping[str, str]
+) -> None:
+    """Write COCO's instance annotations of a set.
+
+    Args:
+        path: the JSON file.
+        records: per picture its ``file`` (the stem is its id), ``size`` (H, W) and ``codes`` as of `encode_instances`.
+        ids: category name -> id.
+        kinds: category name -> supercategory.
+    """
+    images, annotations = [], []
+    for record in records:
+        image_id, (height, width) = int(Path(record["file"]).stem), record["size"]
+        images.append({"id": image_id, "file_name": record["file"], "height": height, "width": width})
+        for code in record["codes"]:
+            rle = {"size": code["size"], "counts": code["counts"].encode("ascii")}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": ids[code["category"]],
+                    "segmentation": {"size": code["size"], "counts": code["counts"]},
+                    "area": float(coco_mask.area(rle)),
+                    "bbox": [float(value) for value in coco_mask.toBbox(rle)],
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": number, "name": name, "supercategory": kinds[name]} for name, number in ids.items()]
+    content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
+    write_json(path, content, indent=False)
 
 
 @dataclass(frozen=True)
@@ -164,35 +197,13 @@ class CocoLayout(Layout):
         image_path, label_path = self.paths(index)
         write_bytes(label_path, encode_png(scene.category_map))
         write_bytes(image_path, encode_jpeg(scene.image))
-        rows = [thing.category for thing in scene.things]
-        return {"file": image_path.name, "size": scene.instances.shape, "rows": rows, "codes": encode_instances(scene)}
+        return {"file": image_path.name, "size": scene.instances.shape, "codes": encode_instances(scene)}
 
     def finish(self, records: Sequence[Any]) -> None:
         """See ``Layout``."""
-        images, annotations = [], []
-        for record in records:
-            image_id = int(Path(record["file"]).stem)
-            height, width = record["size"]
-            images.append({"id": image_id, "file_name": record["file"], "height": height, "width": width})
-            for row, code in zip(record["rows"], record["codes"], strict=True):
-                rle = {"size": code["size"], "counts": code["counts"].encode("ascii")}
-                annotations.append(
-                    {
-                        "id": len(annotations) + 1,
-                        "image_id": image_id,
-                        "category_id": RAW_CATEGORY_IDS[row],
-                        "segmentation": {"size": code["size"], "counts": code["counts"]},
-                        "area": float(coco_mask.area(rle)),
-                        "bbox": [float(value) for value in coco_mask.toBbox(rle)],
-                        "iscrowd": 0,
-                    }
-                )
-        categories = [
-            {"id": raw_id, "name": name, "supercategory": "shape"}
-            for raw_id, name in zip(RAW_CATEGORY_IDS, CATEGORY_NAMES, strict=True)
-        ]
-        content = {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}
-        write_json(self.root / self.name / "annotations" / "instances_val2017.json", content, indent=False)
+        ids = dict(zip(CATEGORY_NAMES, RAW_CATEGORY_IDS, strict=True))
+        path = self.root / self.name / "annotations" / "instances_val2017.json"
+        write_coco_annotations(path, records, ids, dict.fromkeys(ids, "shape"))
 
 
 class VocLayout(Layout):

@@ -89,7 +89,8 @@ def _draw(weights: Mapping[str, float], every: Sequence[str], rng: np.random.Gen
     return names[int(np.searchsorted(np.cumsum([weights[name] for name in names]), rng.random() * 0.999999))]
 
 
-def _look(category: Category | None, size: float, rng: np.random.Generator) -> Look:
+def draw_look(category: Category | None, size: float, rng: np.random.Generator) -> Look:
+    """How one thing of a category looks, ``size`` pixels long; None: an unnamed thing."""
     if category is None:
         parts, turn = forms.unnamed(rng), 180.0
         colour, second = (str(rng.choice(_COLOUR_NAMES)) for _ in range(2))
@@ -113,7 +114,8 @@ def _sprite(look: Look, size: tuple[int, int], rng: np.random.Generator) -> Spri
     return paint_thing(look, (centre[0], centre[1]), rng)
 
 
-def _cover(sprite: Sprite, size: tuple[int, int]) -> np.ndarray:
+def sprite_cover(sprite: Sprite, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a picture that a painted thing hides, bool (H, W)."""
     cover = np.zeros(size, dtype=bool)
     meeting = place(sprite, size)
     if meeting is not None:
@@ -121,8 +123,18 @@ def _cover(sprite: Sprite, size: tuple[int, int]) -> np.ndarray:
     return cover
 
 
-def _add(instances: np.ndarray, areas: list[int], cover: np.ndarray, value: int) -> bool:
-    """Paint ``value`` where ``cover`` is, unless that hides an earlier thing or the new one is hardly there."""
+def add_instance(instances: np.ndarray, areas: list[int], cover: np.ndarray, value: int) -> bool:
+    """Paint ``value`` where ``cover`` is, unless that hides an earlier thing or the new one is hardly there.
+
+    Args:
+        instances: number of the thing at every pixel, 0 for none, uint8 (H, W); changed.
+        areas: pixels of every thing when it was painted; a named one is added.
+        cover: pixels of the new thing, bool (H, W).
+        value: its number, 0 for an unnamed thing.
+
+    Returns:
+        Whether there is room for it.
+    """
     area = int(cover.sum())
     if value and area < _MIN_PIXELS:
         return False
@@ -183,9 +195,9 @@ def make_scene(kind: str, index: int, *, image_size: int = 128, seed: int = 0, c
     for row in _plan(recipe, category, rng):
         for _ in range(6):
             share = _share(recipe, row, bool(things), rng)
-            look = _look(None if row < 0 else CATEGORIES[row], max(share * image_size, 7.0), rng)
+            look = draw_look(None if row < 0 else CATEGORIES[row], max(share * image_size, 7.0), rng)
             sprite = _sprite(look, size, rng)
-            if _add(instances, areas, _cover(sprite, size), 0 if row < 0 else len(things) + 1):
+            if add_instance(instances, areas, sprite_cover(sprite, size), 0 if row < 0 else len(things) + 1):
                 paste(canvas, sprite)
                 if row >= 0:
                     things.append(Thing(row, look.colour, look.texture, share))

@@ -1,29 +1,21 @@
 """Writes a whole shapes world to a folder, in parallel, and goes on where a killed run stopped.
 
-Next: ``layouts.py`` for the files, ``scenes.py`` for the pictures.
+Next: ``layouts.py`` and ``stuff_layouts.py`` for the files, ``scenes.py`` and ``stuff_scenes.py`` for the pictures.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.shapes import layouts, stuff_layouts
 from datasets.shapes.categories import CATEGORY_NAMES
-from datasets.shapes.layouts import (
-    CaptionLayout,
-    CityscapesLayout,
-    CocaLayout,
-    CocoLayout,
-    ImageNetLayout,
-    ImageNetSLayout,
-    Layout,
-    PassLayout,
-    VocLayout,
-)
+from datasets.shapes.layouts import Layout
+from datasets.shapes.stuff_scenes import STUFF_CATEGORY_NAMES
 from utils.errors import DataError
 from utils.files import read_json, write_json
 from utils.log import get_logger, progress
@@ -32,6 +24,47 @@ _logger = get_logger(__name__)
 
 _CHUNK = 128
 _FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one count of `make_world` is about.
+
+    Attributes:
+        layout: how the pictures are written.
+        what: is counted.
+        default: how many the command line writes.
+    """
+
+    layout: type[Layout]
+    what: str
+    default: int = 0
+
+
+#: The counts that `make_world` takes, things first, then stuff.
+PARTS: Mapping[str, Part] = {
+    "num_imagenet": Part(layouts.ImageNetLayout, "pictures of the ImageNet2012-like index dataset", 4000),
+    "num_pass": Part(layouts.PassLayout, "pictures of the PASS-like index dataset", 1000),
+    "num_val": Part(layouts.CocoLayout, "pictures of the COCO2017-like validation set", 500),
+    "num_voc": Part(layouts.VocLayout, "pictures of the VOC2012-like set, two thirds of them for validation"),
+    "num_cityscapes": Part(layouts.CityscapesLayout, "pictures of the Cityscapes-like validation set of things"),
+    "num_coca": Part(layouts.CocaLayout, "pictures of the CoCA-like set"),
+    "num_imagenet_s": Part(layouts.ImageNetSLayout, "pictures of the ImageNet-S-like validation set"),
+    "num_caption_shards": Part(layouts.CaptionLayout, "shards of 500 captioned pictures"),
+    "num_stuff_index": Part(stuff_layouts.StuffIndexLayout, "pictures of the index dataset of stuff"),
+    "num_stuff_val": Part(stuff_layouts.StuffValLayout, "pictures of stuff for validation, the world's own categories"),
+    "num_stuff_train": Part(stuff_layouts.StuffTrainLayout, "pictures of the training split beside them"),
+    "num_cityscapes_stuff": Part(
+        stuff_layouts.CityscapesStuffLayout, "pictures of the Cityscapes-like set of stuff, half of them for training"
+    ),
+    "num_kitti": Part(stuff_layouts.KittiStepLayout, "pictures of the KITTI-STEP-like set, half of them for training"),
+    "num_coco_stuff": Part(
+        stuff_layouts.CocoStuffLayout, "pictures of the COCO-Stuff-like set, half of them for training, as 10K"
+    ),
+    "num_pascal_context": Part(
+        stuff_layouts.PascalContextLayout, "pictures of the Pascal-Context-like set, half of them for training"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +77,19 @@ class World:
         pass_dir: index dataset, flat ``images`` folder inside.
         coco_dir: COCO2017-like validation set.
         voc_dir: VOC2012-like set.
-        cityscapes_dir: Cityscapes-like validation set.
+        cityscapes_dir: Cityscapes-like validation set of things.
         coca_dir: CoCA-like set.
         imagenet_s_dir: folder that holds the ImageNet-S-like validation set, ``ImageNetS50`` or another.
         captions_dir: webdataset shards.
+        stuff_index_dir: index dataset of stuff, ``train`` below it holds wnid folders.
+        stuff_dir: COCO2017-like set of stuff with both splits and the world's own categories.
+        cityscapes_stuff_dir: Cityscapes-like set of stuff.
+        kitti_dir: KITTI-STEP-like set.
+        coco_stuff_dir: COCO-Stuff-like validation set; the training set lies beside it as in 10K.
+        pascal_context_dir: Pascal-Context-like set.
         truth_dir: what the index pictures show; for reports only, never for learning.
         category_names: without background.
+        stuff_category_names: of the sets of stuff, which have no background.
     """
 
     root: Path
@@ -61,83 +101,77 @@ class World:
     coca_dir: Path
     imagenet_s_dir: Path
     captions_dir: Path
+    stuff_index_dir: Path
+    stuff_dir: Path
+    cityscapes_stuff_dir: Path
+    kitti_dir: Path
+    coco_stuff_dir: Path
+    pascal_context_dir: Path
     truth_dir: Path
     category_names: tuple[str, ...]
+    stuff_category_names: tuple[str, ...]
 
 
 def _locate(root: Path) -> World:
     return World(
         root=root,
-        imagenet_dir=root / ImageNetLayout.name,
-        pass_dir=root / PassLayout.name,
-        coco_dir=root / CocoLayout.name,
-        voc_dir=root / VocLayout.name,
-        cityscapes_dir=root / CityscapesLayout.name,
-        coca_dir=root / CocaLayout.name,
-        imagenet_s_dir=root / ImageNetSLayout.name,
-        captions_dir=root / CaptionLayout.name,
+        imagenet_dir=root / layouts.ImageNetLayout.name,
+        pass_dir=root / layouts.PassLayout.name,
+        coco_dir=root / layouts.CocoLayout.name,
+        voc_dir=root / layouts.VocLayout.name,
+        cityscapes_dir=root / layouts.CityscapesLayout.name,
+        coca_dir=root / layouts.CocaLayout.name,
+        imagenet_s_dir=root / layouts.ImageNetSLayout.name,
+        captions_dir=root / layouts.CaptionLayout.name,
+        stuff_index_dir=root / stuff_layouts.StuffIndexLayout.name,
+        stuff_dir=root / stuff_layouts.StuffValLayout.folder,
+        cityscapes_stuff_dir=root / stuff_layouts.CityscapesStuffLayout.name,
+        kitti_dir=root / stuff_layouts.KittiStepLayout.name,
+        coco_stuff_dir=root / stuff_layouts.CocoStuffLayout.name,
+        pascal_context_dir=root / stuff_layouts.PascalContextLayout.name,
         truth_dir=root / "truth",
         category_names=CATEGORY_NAMES,
+        stuff_category_names=STUFF_CATEGORY_NAMES,
     )
 
 
 def make_world(
     root: str | Path,
     *,
-    num_imagenet: int = 0,
-    num_pass: int = 0,
-    num_val: int = 0,
-    num_voc: int = 0,
-    num_cityscapes: int = 0,
-    num_coca: int = 0,
-    num_imagenet_s: int = 0,
     imagenet_s_categories: int = 50,
-    num_caption_shards: int = 0,
     image_size: int = 128,
     seed: int = 0,
     num_workers: int = 2,
+    **counts: int,
 ) -> World:
     """Write a world of real files; parts that are complete are left alone.
 
     Args:
         root: folder, made if missing.
-        num_imagenet: pictures of the ImageNet2012-like index dataset.
-        num_pass: pictures of the PASS-like index dataset.
-        num_val: pictures of the COCO2017-like validation set.
-        num_voc: pictures of the VOC2012-like set, two thirds of them for validation.
-        num_cityscapes: pictures of the Cityscapes-like validation set.
-        num_coca: pictures of the CoCA-like set.
-        num_imagenet_s: pictures of the ImageNet-S-like validation set.
-        imagenet_s_categories: which ImageNet-S it is like: 50, 300 or 919.
-        num_caption_shards: webdataset shards of 500 captioned pictures each.
+        imagenet_s_categories: which ImageNet-S the part ``num_imagenet_s`` is like: 50, 300 or 919.
         image_size: shorter side of the pictures.
         seed: number of the world; the same seed gives the same bytes.
         num_workers: processes; 0 works in this one.
+        **counts: how many pictures of each part, by the keys of ``PARTS``, which says what they are; 0 if not given.
 
     Returns:
         Where everything is.
 
     Raises:
+        TypeError: if there is no such part.
         DataError: if the folder holds a world of other settings.
         UserError: if the disk is full or the folder cannot be written.
     """
+    if unknown := sorted(set(counts) - set(PARTS)):
+        raise TypeError(f"make_world() knows no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
     root = Path(root)
-    counts: dict[type[Layout], int] = {
-        ImageNetLayout: num_imagenet,
-        PassLayout: num_pass,
-        CocoLayout: num_val,
-        VocLayout: num_voc,
-        CityscapesLayout: num_cityscapes,
-        CocaLayout: num_coca,
-        ImageNetSLayout: num_imagenet_s,
-        CaptionLayout: num_caption_shards,
-    }
     _check_settings(root, {"format": _FORMAT, "image_size": image_size, "seed": seed})
     with _mapper(num_workers) as run:
-        for layout_class, count in counts.items():
-            if count:
-                options = {"num_categories": imagenet_s_categories} if layout_class is ImageNetSLayout else {}
-                _write_layout(layout_class(root, count, image_size, seed, **options), run)
+        for name, part in PARTS.items():
+            if counts.get(name):
+                is_sized = part.layout is layouts.ImageNetSLayout
+                options = {"num_categories": imagenet_s_categories} if is_sized else {}
+                _write_layout(part.layout(root, counts[name], image_size, seed, **options), run)
     return _locate(root)
 
 
@@ -150,7 +184,8 @@ def _check_settings(root: Path, settings: dict[str, int]) -> None:
                 f"{root} holds another shapes world: expected {settings}, found {found}. "
                 f"Choose another folder, or delete this one."
             )
-    write_json(path, {**settings, "categories": list(CATEGORY_NAMES)})
+    names = {"categories": list(CATEGORY_NAMES), "stuff_categories": list(STUFF_CATEGORY_NAMES)}
+    write_json(path, settings | names)
 
 
 @contextmanager
@@ -179,7 +214,7 @@ def _is_complete(layout: Layout, start: int, stop: int) -> bool:
 
 
 def _write_layout(layout: Layout, run: Any) -> None:
-    step = 1 if isinstance(layout, CaptionLayout) else _CHUNK
+    step = 1 if isinstance(layout, layouts.CaptionLayout) else _CHUNK
     starts = range(0, layout.num_images, step)
     chunks = [(start, min(start + step, layout.num_images)) for start in starts]
     missing = [chunk for chunk in chunks if not _is_complete(layout, *chunk)]
@@ -201,10 +236,11 @@ def read_truth(world: World, layout_name: str) -> dict[str, list[dict[str, Any]]
 
     Args:
         world: a written world.
-        layout_name: "ImageNet2012" or "pass".
+        layout_name: "ImageNet2012", "pass" or "stuff_index".
 
     Returns:
-        File name -> its named things, each with ``category``, ``size`` and ``counts`` (COCO compressed RLE).
+        File name -> its named things, and in stuff its grounds, each with ``category``, ``size`` and ``counts`` (COCO
+        compressed RLE).
 
     Raises:
         DataError: if the file is missing or not JSON.
