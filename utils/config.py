@@ -170,6 +170,7 @@ def _validate(tree: Tree, task: Task | None, *, source: str) -> RunSettings:
     if model is not None:
         fill_references(tree, {key: value for key, value in _defaults(model).items() if value is not None})
         values = _drop_ineffective(tree, model)
+        values = _rename_synonyms(tree, values, model)
     problems = list(tree.problems)
     settings = None
     if model is not None:
@@ -208,6 +209,35 @@ def _drop_ineffective(tree: Tree, model: type[RunSettings]) -> dict[str, Any]:
     for key in sorted(model.ineffective & set(tree.values)):
         logger.warning("%s: %s: this key of the published files has no effect", tree.origin((key,)), key)
     return {key: value for key, value in tree.values.items() if key not in model.ineffective}
+
+
+def _rename_synonyms(tree: Tree, values: dict[str, Any], model: type[RunSettings]) -> dict[str, Any]:
+    """Values under our keys; where a setting is given under two names, the one that was written last counts."""
+    renamed = dict(values)
+    written = {path: number for number, path in enumerate(tree.origins)}  # merging puts later values behind
+    for key, target in model.synonyms(values).items():
+        if key not in renamed:
+            continue
+        value, path, origin = renamed.pop(key), tuple(target.split(".")), tree.origin((key,))
+        other = tree.origins.get(path)
+        if other is not None and origin is not None and other.source == origin.source:
+            tree.problems.append(f"{origin}: {key}: the same setting as {target!r}, which is also given; keep one")
+        elif other is None or written[path] < written[(key,)]:
+            _put(renamed, path, value)
+            if origin is not None:
+                tree.origins[path] = origin
+    return renamed
+
+
+def _put(values: dict[str, Any], path: KeyPath, value: Any) -> None:
+    """Set a value inside blocks, which are copied and made where they lack; what is no block is left for validation."""
+    *blocks, last = path
+    for block in blocks:
+        inner = values.get(block, {})
+        if not isinstance(inner, dict):
+            return
+        values[block] = values = dict(inner)
+    values[last] = value
 
 
 def _build(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -90,6 +90,12 @@ class Block(BaseModel):
         extra="forbid", strict=True, frozen=True, populate_by_name=True, validate_default=True, allow_inf_nan=False
     )
     ineffective: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def synonyms(cls, values: Mapping[str, Any]) -> Mapping[str, str]:
+        """Other keys that are understood -> ours (dotted into blocks); `values` are those of the whole config."""
+        del values
+        return {}
 
     @classmethod
     def yaml_names(cls) -> dict[str, str]:

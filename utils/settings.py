@@ -11,6 +11,8 @@ from typing import Any
 from utils.setting_blocks import LoaderSettings, OptimiserSettings, RunSettings, SolverSettings, TrainLoaderSettings
 from utils.settings_namedmask import NamedMaskSettings
 from utils.settings_recipe import RecipeSettings
+from utils.settings_reco import RecoSettings
+from utils.settings_retrieval import RetrievalSettings
 from utils.settings_selfmask import SelfMaskSettings
 from utils.settings_zutis import ZutisSettings
 
@@ -20,6 +22,8 @@ __all__ = [
     "NamedMaskSettings",
     "OptimiserSettings",
     "RecipeSettings",
+    "RecoSettings",
+    "RetrievalSettings",
     "RunSettings",
     "SelfMaskSettings",
     "SolverSettings",
@@ -32,6 +36,7 @@ SETTINGS: dict[str, type[RunSettings]] = {
     "zutis": ZutisSettings,
     "selfmask": SelfMaskSettings,
     "namedmask": NamedMaskSettings,
+    "reco": RecoSettings,
 }
 
 

@@ -1,0 +1,111 @@
+"""Settings of ReCo: the published keys beside those of all systems, and what cannot work together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from utils.config import dump_settings, load_settings
+from utils.errors import ConfigError
+from utils.settings import RecoSettings
+
+SMALL = "system: reco\ncategories: [road, sky]\n"
+
+
+def load(tmp_path: Path, text: str, *words: str, task: str | None = None) -> RecoSettings:
+    (tmp_path / "c.yaml").write_text(text)
+    settings = load_settings(tmp_path / "c.yaml", words, task=task)
+    assert isinstance(settings, RecoSettings)
+    return settings
+
+
+def problems(tmp_path: Path, text: str, *words: str, task: str | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, *words, task=task)
+    return [line.strip().replace(f"{tmp_path}/", "") for line in str(caught.value).splitlines()[1:]]
+
+
+PUBLISHED = """system: reco
+dataset_name: cityscapes
+dir_ckpt: runs
+dir_dataset: cityscapes
+dir_imagenet: ImageNet2012
+clip_arch: ViT-L/14@336px
+dense_clip_arch: RN50x16
+dense_clip_inference: true
+encoder_arch: DeiT-S/16-SIN
+patch_size: 16
+batch_size: 12
+n_workers: 7
+context_categories: [tree, sky, building, road, person]
+context_elimination: true
+text_attention: true
+imagenet_split: train
+n_imgs: 50
+"""
+
+
+def test_the_published_keys_are_understood(tmp_path: Path, log_text) -> None:
+    found = load(tmp_path, PUBLISHED)
+    assert (found.benchmark_dir, found.index_dirs) == (tmp_path / "cityscapes", [tmp_path / "ImageNet2012"])
+    assert (found.num_images, found.retrieval_clip) == (50, "ViT-L/14@336px")
+    assert (found.val_loader.batch_size, found.val_loader.num_workers) == (12, 7)
+    assert "patch_size: this key of the published files has no effect" in log_text.text
+    (tmp_path / "again.yaml").write_text(dump_settings(found))
+    assert load_settings(tmp_path / "again.yaml") == found
+
+
+def test_the_published_keys_of_the_trained_variant(tmp_path: Path) -> None:
+    more = "method: reco_plus\niter_val: 500\nsegmentor_name: deeplabv3plus_resnet50\ndir_pseudo_masks: masks\n"
+    found = load(tmp_path, PUBLISHED.replace("batch_size: 12", "batch_size: 8") + more)
+    assert (found.train_loader.batch_size, found.train_loader.num_workers, found.val_loader.batch_size) == (8, 7, 16)
+    assert (found.eval_interval, found.segmenter) == (500, "deeplabv3plus_resnet50")
+    assert found.pseudo_label_dir == tmp_path / "masks"
+
+
+def test_of_two_names_of_a_setting_the_last_counts(tmp_path: Path) -> None:
+    text = f"{SMALL}n_imgs: 3\nval_dataloader_kwargs: {{batch_size: 4}}\n"
+    assert load(tmp_path, text, "n_images=5").num_images == 5
+    assert load(tmp_path, f"{SMALL}n_images: 3\n", "n_imgs=5").num_images == 5
+    assert load(tmp_path, text, "batch_size=6").val_loader.batch_size == 6
+    assert load(tmp_path, f"{SMALL}batch_size: 6\n", "val_dataloader_kwargs.batch_size=4").val_loader.batch_size == 4
+    found = load(tmp_path, text, "batch_size=6", "val_dataloader_kwargs.num_workers=0").val_loader
+    assert (found.batch_size, found.num_workers) == (6, 0)
+
+
+def test_two_names_in_one_place_are_refused(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, f"{SMALL}n_imgs: 3\nn_images: 4\n")
+    assert line == "c.yaml:3: n_imgs: the same setting as 'n_images', which is also given; keep one"
+    (line,) = problems(tmp_path, f"{SMALL}n_imgs: many\n")
+    assert line == "c.yaml:3: n_images: received 'many', expected a whole number"
+
+
+def test_what_the_trained_variant_needs(tmp_path: Path) -> None:
+    for name in ("index", "labels"):
+        (tmp_path / name).mkdir()
+    text = f"{SMALL}method: reco_plus\ndir_train_dataset: index\n"
+    assert load(tmp_path, text, task="train").trains
+    lines = problems(tmp_path, text, "batch_size=1", "split=train", f"dir_pictures={tmp_path}/none", task="train")
+    assert [line.split(": ")[1] for line in lines] == ["train_dataloader_kwargs", "split", "dir_pictures"]
+    (line,) = problems(tmp_path, f"{SMALL}method: reco_plus\ndataset_name: cityscapes\ndir_pseudo_masks: labels\n"
+                       .replace("categories: [road, sky]\n", ""), task="train")  # fmt: skip
+    assert line.endswith("dir_val_dataset: not set; expected the folder of the benchmark cityscapes")
+
+
+def test_an_index_is_needed_only_where_references_are_computed(tmp_path: Path) -> None:
+    (line,) = problems(tmp_path, SMALL, task="train")
+    assert "dir_train_dataset: expected at least one folder of index images" in line
+    (tmp_path / "r.pkl").write_bytes(b"")
+    assert load(tmp_path, f"{SMALL}reference_path: r.pkl\n", task="train").reference_path == tmp_path / "r.pkl"
+    (line, _) = problems(tmp_path, f"{SMALL}reference_path: s.pkl\n", task="train")
+    assert line.startswith("c.yaml: dir_train_dataset") or "s.pkl does not exist; expected a file" in line
+
+
+def test_values_that_cannot_be(tmp_path: Path) -> None:
+    text = f"{SMALL}scale_range: [2, 1]\npseudo_label_folders: [dt_crt]\ncrf: {{iterations: 0}}\n"
+    lines = dict(line.split(": ", 2)[1:] for line in problems(tmp_path, text))
+    assert lines["scale_range"] == "expected [smallest, largest] with 0 < smallest <= largest"
+    assert lines["pseudo_label_folders"] == "received 'dt_crt', expected one of dt, dt_crf (did you mean 'dt_crf'?)"
+    assert lines["crf.iterations"] == "received 0, expected at least 1"
+    assert load(tmp_path, f"{SMALL}crf: off\n").crf is None

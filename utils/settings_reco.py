@@ -1,0 +1,158 @@
+"""Settings of ReCo and ReCo+. The keys of the published configurations are understood besides those of all systems."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from utils.setting_blocks import LoaderSettings, PhotometricBlock
+from utils.setting_types import (
+    AnyPath,
+    Block,
+    Fraction,
+    NameList,
+    NonNegativeFloat,
+    PathList,
+    PathOrName,
+    PositiveFloat,
+    PositiveInt,
+    Problem,
+    Switchable,
+    Task,
+    needs_dir,
+    needs_file,
+    one_of,
+)
+from utils.settings_deeplab import DeepLabSettings, SegmenterName
+from utils.settings_retrieval import RetrievalSettings
+
+PLAIN_FOLDER, CRF_FOLDER = "dt", "dt_crf"  # of label PNGs without and with the CRF, as in the release
+_SYNONYMS = {
+    "dir_dataset": "dir_val_dataset",
+    "dir_imagenet": "dir_train_dataset",
+    "n_imgs": "n_images",
+    "iter_val": "iter_eval",
+    "clip_arch": "retrieval_clip",
+    "segmentor_name": "segmenter_name",
+}
+_LOADER_KEYS = {"batch_size": "batch_size", "n_workers": "num_workers"}
+ZoomRange = Annotated[
+    tuple[PositiveFloat, PositiveFloat], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
+
+
+class CrfBlock(Block):
+    """Dense CRF: constants as in `pseudo_labels.dense_crf.DenseCrfSettings`, and how many pictures at a time."""
+
+    gaussian_sxy: PositiveFloat = 1.0
+    gaussian_weight: NonNegativeFloat = 3.0
+    bilateral_sxy: PositiveFloat = 67.0
+    bilateral_srgb: PositiveFloat = 3.0
+    bilateral_weight: NonNegativeFloat = 4.0
+    iterations: PositiveInt = 10
+    min_probability: Fraction = 1e-5
+    num_threads: PositiveInt | None = None  # pictures at a time, beside the network; null: one per processor
+
+
+class RecoSettings(DeepLabSettings, RetrievalSettings):
+    """ReCo: classifying pixels by what retrieved pictures have in common; ReCo+: a DeepLabv3+ trained on its labels."""
+
+    ineffective: ClassVar[frozenset[str]] = frozenset({"patch_size", "gpu_id", "debug", "size"})
+    benchmarks: ClassVar[tuple[str, ...]] = ("cityscapes", "coco_stuff", "kitti_step", "pascal_context")
+    stages: ClassVar[tuple[str, ...]] = ("retrieval", "references", "prediction", "training")
+
+    system: Literal["reco"]
+    method: Literal["reco", "reco_plus"] = "reco"
+    # reference embeddings
+    num_images: PositiveInt = Field(default=50, alias="n_images")  # per category
+    imagenet_split: Literal["train", "val"] | None = None  # index folders that have such a subfolder stand for that one
+    reference_path: AnyPath | None = None  # a published .pkl, or a .safetensors of an earlier run; null: computed
+    encoder_arch: PathOrName = "DeiT-S/16-SIN"  # or another encoder, timm:MODEL, a CLIP, a weight file
+    encoder_weights: AnyPath | None = None  # a file in place of the download for encoder_arch
+    text_attention: bool = True
+    context_elimination: bool = True
+    context_categories: NameList = Field(default_factory=lambda: ["tree", "sky", "building", "road", "person"])
+    seed_window: Literal["published", "own"] = "published"  # own: as the paper describes it
+    # prediction
+    dense_clip_arch: PathOrName = "RN50x16"  # CLIP of text_attention and dense_clip_inference
+    dense_clip_inference: bool = True
+    temperature: PositiveFloat = 10.0  # factor of the text cosines inside the sigmoid
+    crf: Annotated[CrfBlock | None, Switchable] = Field(default_factory=CrfBlock)
+    val_loader: LoaderSettings = Field(
+        default_factory=lambda: LoaderSettings(batch_size=16, num_workers=16), alias="val_dataloader_kwargs"
+    )
+    picture_long_edge: PositiveInt | None = 512  # users' larger pictures are shrunk for the networks; null: never
+    # pseudo-labels
+    write_pseudo_labels: bool | None = None  # label PNGs of the split; null: for the split train
+    pseudo_label_folders: NameList = Field(default_factory=lambda: [PLAIN_FOLDER, CRF_FOLDER])
+    pseudo_label_dir: AnyPath | None = Field(default=None, alias="dir_pseudo_masks")  # null: where ReCo writes them
+    picture_dirs: PathList = Field(default_factory=list, alias="dir_pictures")  # to label and train from; []: the index
+    picture_shorter_side: PositiveInt = 320  # to which they are shrunk for that
+    # training of ReCo+
+    segmenter: SegmenterName = Field(default="deeplabv3plus_resnet101", alias="segmenter_name")
+    backbone_weights: PathOrName | None = "torchvision"
+    log_interval: PositiveInt = Field(default=100, alias="iter_log")
+    train_image_size: PositiveInt = 320
+    scale_range: ZoomRange = (0.5, 2.0)
+    photometric: PhotometricBlock = Field(default_factory=lambda: PhotometricBlock(greyscale_probability=0.0))
+    validate_with_crf: bool = False  # true: as published, which takes most of the time; else at the end alone
+
+    @classmethod
+    def synonyms(cls, values: Mapping[str, Any]) -> Mapping[str, str]:
+        """The published keys; batch_size and n_workers are those of ReCo's predictions, or of ReCo+'s training."""
+        loader = "train" if values.get("method") == "reco_plus" else "val"
+        return _SYNONYMS | {key: f"{loader}_dataloader_kwargs.{name}" for key, name in _LOADER_KEYS.items()}
+
+    @field_validator("scale_range")
+    @classmethod
+    def _ordered_zoom(cls, scale_range: tuple[float, float]) -> tuple[float, float]:
+        if scale_range[0] > scale_range[1]:
+            raise ValueError("expected [smallest, largest] with 0 < smallest <= largest")
+        return scale_range
+
+    @field_validator("pseudo_label_folders")
+    @classmethod
+    def _known_folders(cls, names: list[str]) -> list[str]:
+        return [one_of(name, (PLAIN_FOLDER, CRF_FOLDER)) for name in names]
+
+    @property
+    def trains(self) -> bool:
+        """Whether the run is one of ReCo+."""
+        return self.method == "reco_plus"
+
+    @property
+    def writes_pseudo_labels(self) -> bool:
+        """Whether ReCo leaves label PNGs of the split."""
+        return self.split == "train" if self.write_pseudo_labels is None else self.write_pseudo_labels
+
+    def check(self, task: Task | None) -> list[Problem]:
+        """See `RunSettings.check`."""
+        problems = super().check(task)
+        problems += needs_file("reference_path", self.reference_path) if task is not None else []
+        problems += needs_file("encoder_weights", self.encoder_weights) if task == "train" else []
+        return problems + (self._check_training() if task == "train" and self.trains else [])
+
+    def _check_training(self) -> list[Problem]:
+        problems = []
+        if self.train_loader.batch_size // self.accumulate_steps < 2:
+            text = "expected at least 2 samples in every pass: batch norm has no statistics of one"
+            problems.append(Problem(("train_dataloader_kwargs", "accumulate_steps"), text))
+        if self.split == "train":
+            text = "train is what ReCo+ learns from; expected val, where it is scored"
+            problems.append(Problem(("split", "method"), text))
+        if self.dataset_name is not None and self.benchmark_dir is None:
+            problems += needs_dir("dir_val_dataset", None, f"the benchmark {self.dataset_name}")
+        if self.pseudo_label_dir is not None:
+            problems += needs_dir("dir_pseudo_masks", self.pseudo_label_dir, "label PNGs to train from")
+        for path in self.picture_dirs:
+            problems += needs_dir("dir_pictures", path, "pictures to label and train from")
+        return problems
+
+    def _check_index(self) -> list[Problem]:
+        """Pictures are retrieved only where references have to be computed."""
+        has_labels = self.trains and self.pseudo_label_dir is not None
+        if has_labels or (self.reference_path is not None and self.reference_path.is_file()):
+            return []
+        return super()._check_index()
