@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -14,6 +15,7 @@ from PIL import Image
 
 from datasets.kernels import resize_bilinear
 
+Nearest = Callable[[int, int], np.ndarray]  # (length, source length) -> source index of every position
 
 @dataclass(frozen=True)
 class GeometricDraws:
@@ -129,19 +131,21 @@ def plan_crop(size: tuple[int, int], draws: GeometricDraws, crop_size: int) -> C
     return CropPlan(size, scaled, crop_size, (top, left, bottom, right), y, x, draws.flip)
 
 
-def crop_mask(mask: np.ndarray, plan: CropPlan) -> np.ndarray:
+def crop_mask(mask: np.ndarray, plan: CropPlan, *, nearest: Nearest | None = None) -> np.ndarray:
     """The part of a mask that a crop shows, without padding: nearest neighbour, flipped; its place is `plan.rect`.
 
     Args:
         mask: (H, W), any type.
         plan: from `plan_crop`.
+        nearest: which pixels are the nearest; `nearest_indices` if None.
 
     Returns:
         (h, w) array of the same type, the size of `plan.rect`; contiguous.
     """
+    nearest = nearest or nearest_indices
     top, left, bottom, right = plan.window
-    rows = nearest_indices(plan.scaled_size[0], mask.shape[0])[top:bottom]
-    columns = nearest_indices(plan.scaled_size[1], mask.shape[1])[left:right]
+    rows = nearest(plan.scaled_size[0], mask.shape[0])[top:bottom]
+    columns = nearest(plan.scaled_size[1], mask.shape[1])[left:right]
     if plan.flip:
         columns = columns[::-1]
     return mask[rows[:, None], columns]
