@@ -21,9 +21,10 @@ from networks.checkpoints import read_state_dict
 from networks.deeplab import DeepLabV3Plus, build_deeplab, deeplab_from_state_dict
 from networks.deeplab_prediction import compute_logits, label_pixels, predict_labels
 from systems.run_weights import folder_of, stored_state, weight_file
+from utils.errors import ConfigError
 from utils.images import shrink_to
 from utils.log import get_logger
-from utils.settings_deeplab import DeepLabSettings
+from utils.settings_deeplab import SEGMENTER_PREFIX, DeepLabSettings
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 DECISIVE = ("segmenter_name", "optimiser")  # YAML keys that a resumed run has to share with its checkpoint
+OBJECT = "object"  # what an expert calls its one class, whatever it was trained for
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,14 @@ class SemanticSegmenter:
         precision: "fp32", "bf16" or "fp16".
     """
 
-    network: nn.Module
+    network: DeepLabV3Plus
     device: torch.device
     precision: str = "fp32"
+
+    @property
+    def name(self) -> str:
+        """The segmenter, by the name used in settings."""
+        return f"{SEGMENTER_PREFIX}{self.network.backbone_name}"
 
     def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = False) -> list[Prediction]:
         """Label pictures of one size.
@@ -63,6 +70,22 @@ class SemanticSegmenter:
         """
         assert not with_instances  # noqa: S101 - callers ask for labels only
         return [Prediction(labels) for labels in predict_labels(self.network, images, size, precision=self.precision)]
+
+
+def check_batch(batch_size: int, world_size: int, accumulate_steps: int) -> None:
+    """Refuse a batch of which a pass of one process would get a single sample, before hours go into other stages.
+
+    Raises:
+        ConfigError: if a pass has fewer than two samples, or the batch cannot be shared out evenly.
+    """
+    from training.samplers import local_batch_size
+
+    parts = world_size * accumulate_steps
+    if local_batch_size(batch_size, world_size, accumulate_steps) < 2:
+        raise ConfigError(
+            f"train_dataloader_kwargs: batch_size {batch_size} leaves one sample for each of {world_size} process(es) "
+            f"x {accumulate_steps} accumulation step(s), but batch norm needs two. Use batch_size={2 * parts} or more."
+        )
 
 
 def train_deeplab(

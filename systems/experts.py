@@ -17,11 +17,12 @@ from torch import nn
 from datasets.base import Benchmark
 from datasets.metadata import BACKGROUND
 from evaluation.evaluate import EvaluationResult
+from networks.deeplab import DeepLabV3Plus
 from pseudo_labels.mask_predictors import ExpertPredictor
 from pseudo_labels.mask_stage import StageReport, make_pseudo_masks
 from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
 from systems import scoring, stages
-from systems.deeplab import SemanticSegmenter, read_deeplab, train_deeplab
+from systems.deeplab import OBJECT, SemanticSegmenter, read_deeplab, train_deeplab
 from training.run_folder import RunFolder
 from utils.device import select_device
 from utils.errors import ConfigError, WeightsError
@@ -31,7 +32,6 @@ from utils.naming import CATEGORY_SUFFIX, category_file_name, namedmask_experime
 from utils.settings import NamedMaskSettings, yaml_values
 
 logger = get_logger(__name__)
-OBJECT = "object"
 DECISIVE = ("train_image_size", "scale_range", "photometric", "fast_decode", "n_images", "segmenter_name", "optimiser")
 
 
@@ -75,13 +75,15 @@ def expert_groups(settings: NamedMaskSettings, names: Sequence[str], run: RunFol
         ConfigError: categories or numbers of clusters that there cannot be.
     """
     categories = list(names[1:])
-    unknown = [name for name in settings.single_category or () if name not in categories]
+    in_file_names = {category_file_name(name): name for name in categories}  # tv_monitor stands for tv/monitor
+    asked = [name if name in categories else in_file_names.get(name, name) for name in settings.single_category or ()]
+    unknown = [name for name in asked if name not in categories]
     if unknown:
         shown = ", ".join(map(repr, categories[:10])) + (", ..." if len(categories) > 10 else "")
         raise ConfigError(
             f"single_category: {', '.join(map(repr, unknown))} not among the {len(categories)} categories: {shown}."
         )
-    chosen = settings.single_category or categories
+    chosen = asked or categories
     if settings.experts.num_clusters is None:
         return [ExpertGroup((name,)) for name in chosen]
     groups = _clusters(settings, categories, run)
@@ -225,7 +227,7 @@ def train_expert(
     samples = stages.training_samples(own, names, {OBJECT: group.images(archive)}, masks)
     benchmark = _expert_benchmark(settings, group)
 
-    def score(network: nn.Module, visit: scoring.Visit) -> EvaluationResult:
+    def score(network: DeepLabV3Plus, visit: scoring.Visit) -> EvaluationResult:
         return score_expert(own, network, benchmark, fabric.device, visit)
 
     with run.locked():
@@ -278,19 +280,20 @@ def _expert_benchmark(settings: NamedMaskSettings, group: ExpertGroup) -> Benchm
 
 def score_expert(
     settings: NamedMaskSettings,
-    network: nn.Module,
+    network: DeepLabV3Plus,
     benchmark: Benchmark,
     device: torch.device,
     visit: scoring.Visit,
 ) -> EvaluationResult:
     """Score a network of two classes on one category."""
+    segmenter = SemanticSegmenter(network, device, settings.precision)
     return scoring.score(
         settings,
-        SemanticSegmenter(network, device, settings.precision),
+        segmenter,
         benchmark,
         device=device,
         with_instances=False,
-        protocol={"prompts": "none", "extra": {"precision": settings.precision, "segmenter": settings.segmenter}},
+        protocol={"prompts": "none", "extra": {"precision": settings.precision, "segmenter": segmenter.name}},
         visit=visit,
     )
 

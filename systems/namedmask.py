@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from datasets.base import Benchmark
 from datasets.metadata import BACKGROUND, benchmark_table
 from evaluation.evaluate import EvaluationResult
@@ -22,22 +20,31 @@ from evaluation.report_sections import ReadMask
 from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
 from systems import scoring, stages
 from systems.deeplab import DECISIVE as DEEPLAB_DECISIVE
-from systems.deeplab import SemanticSegmenter, StoredDeepLab, read_deeplab, segment_picture, train_deeplab
+from systems.deeplab import (
+    OBJECT,
+    SemanticSegmenter,
+    StoredDeepLab,
+    check_batch,
+    read_deeplab,
+    segment_picture,
+    train_deeplab,
+)
 from systems.run_weights import check_names_to_find, folder_of
 from training.run_folder import RunFolder
 from utils.config import load_settings, settings_from_dict
 from utils.device import select_device
-from utils.distributed import is_main
+from utils.distributed import barrier, is_main
 from utils.drawing import palette
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.log import get_logger
-from utils.naming import namedmask_experiment_name
+from utils.naming import category_file_name, namedmask_experiment_name
 from utils.settings import NamedMaskSettings, yaml_values
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from datasets.index_dataset import IndexDataset
+    from networks.deeplab import DeepLabV3Plus
     from systems.experts import ExpertGroup
 
 logger = get_logger(__name__)
@@ -81,6 +88,8 @@ def train(settings: NamedMaskSettings, *, resume: str = "auto", dry_run: bool = 
 
 def _train(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder, fabric: Fabric, resume: str) -> None:
     """The stages, in a run folder that is held."""
+    if settings.goes_on_after("experts"):
+        check_batch(settings.train_loader.batch_size, fabric.world_size, settings.accumulate_steps)
     scores = settings.evaluates_in_training and settings.goes_on_after("experts")
     benchmark = stages.open_benchmark(settings, names, with_instances=False) if scores else None
     archive = stages.build_archive(settings, names, run)
@@ -123,11 +132,13 @@ def build_expert_masks(
         logger.info("experts' masks: all exist, no expert is needed")
         return archive, store
     weights = experts.find_weights(settings, needed, run)
+    barrier()  # no rank changes what there is to find before all have looked
     untrained = [group for group, path in weights.items() if path is None]
     if untrained:
         archive = _train_experts(settings, untrained, archive, run)
         weights |= experts.find_weights(settings, untrained, run)
         missing = experts.missing_masks(groups, archive, store)
+        barrier()
     reports = experts.write_expert_masks(settings, weights, missing, run)
     refused = {refusal.image_path for report in reports for refusal in report.refused}
     return stages.without_refused(archive, refused, run), store
@@ -162,7 +173,7 @@ def _fit(
 ) -> None:
     from datasets.batch import collate_samples
 
-    def score_network(network: nn.Module, visit: scoring.Visit) -> EvaluationResult:
+    def score_network(network: DeepLabV3Plus, visit: scoring.Visit) -> EvaluationResult:
         return score(settings, SemanticSegmenter(network, fabric.device, settings.precision), benchmark, visit=visit)
 
     result = train_deeplab(
@@ -268,7 +279,7 @@ def evaluate(settings: NamedMaskSettings, weights: Path) -> EvaluationResult:
     stored = read_deeplab(weights, benchmark.num_classes)
     _check_stored_names(stored, benchmark, category)
     segmenter = SemanticSegmenter(stored.network.to(device), device, settings.precision)
-    folder = RunFolder(scoring.evaluation_path(settings, weights, category or ""))
+    folder = RunFolder(scoring.evaluation_path(settings, weights, category_file_name(category or "")))
     return scoring.evaluate_weights(
         settings, benchmark, folder, lambda visit: score(settings, segmenter, benchmark, visit=visit)
     )
@@ -303,7 +314,7 @@ def score(
         with_instances=False,
         protocol={
             "prompts": "none: the classes are the network's own",
-            "extra": {"precision": settings.precision, "segmenter": settings.segmenter},
+            "extra": {"precision": settings.precision, "segmenter": segmenter.name},
         },
         visit=visit,
     )
@@ -368,7 +379,9 @@ def _names_of_classes(settings: NamedMaskSettings, stored: StoredDeepLab) -> lis
     count = stored.network.num_classes
     given = [name for name in settings.categories or () if name != BACKGROUND]
     if given or settings.dataset_name is not None:
-        names = [BACKGROUND, *given] if given else stages.category_names(settings)
+        names = stages.category_names(settings.model_copy(update={"categories": given or None}))
+        if count == 2 and len(names) != 2:  # an expert, whose run folder has the settings of the run that needed it
+            return [BACKGROUND, OBJECT]
         if len(names) != count:
             raise WeightsError(
                 f"{stored.source}: these weights have {count} classes with background, but the settings name "
@@ -376,7 +389,7 @@ def _names_of_classes(settings: NamedMaskSettings, stored: StoredDeepLab) -> lis
             )
         return names
     if count == 2:
-        return [BACKGROUND, "object"]
+        return [BACKGROUND, OBJECT]
     if count in _TABLES:
         name = _TABLES[count]
         size = int(name.removeprefix("imagenet_s")) if name.startswith("imagenet_s") else None

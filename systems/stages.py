@@ -28,6 +28,7 @@ from training.describe import describe_training
 from training.loop_settings import LoopSettings
 from training.run_folder import RunFolder
 from utils.device import select_device
+from utils.distributed import all_gather_objects
 from utils.download import fetch, sha256_of
 from utils.errors import ConfigError, DataError
 from utils.log import get_logger
@@ -169,7 +170,8 @@ def build_pseudo_masks(settings: RecipeSettings, archive: Archive, run: RunFolde
     """
     store = mask_store(settings)
     images = list(dict.fromkeys(path for paths in archive.values() for path in paths))
-    if all(store.path(path).is_file() for path in images):
+    # Together, because the first rank to find none missing would leave the others waiting for it.
+    if all(all_gather_objects(all(store.path(path).is_file() for path in images))):
         logger.info("pseudo-masks: all %d exist", len(images))
         return archive, store
     report = fill_store(settings, images, store, run)

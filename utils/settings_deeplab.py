@@ -10,7 +10,7 @@ from utils.setting_blocks import RunSettings
 from utils.setting_types import Block, NonNegativeFloat, PathOrName, PositiveFloat
 
 SegmenterName = Literal["deeplabv3plus_resnet50", "deeplabv3plus_resnet101", "deeplabv3plus_mobilenet"]
-_PREFIX = "deeplabv3plus_"
+SEGMENTER_PREFIX = "deeplabv3plus_"
 
 
 class DeepLabOptimiserSettings(Block):
@@ -36,4 +36,4 @@ class DeepLabSettings(RunSettings):
     @property
     def backbone(self) -> str:
         """Name of the backbone, as networks know it."""
-        return self.segmenter.removeprefix(_PREFIX)
+        return self.segmenter.removeprefix(SEGMENTER_PREFIX)

@@ -85,6 +85,9 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
             if self.scores_single_categories and self.goes_on_after("experts"):
                 text = f"{self.dataset_name} scores single experts; expected stop_after: experts"
                 problems.append(Problem(("stop_after", "dataset_name"), text))
+            elif self.single_category is not None and self.goes_on_after("experts"):
+                text = "chooses experts, but the segmenter needs those of all categories; expected stop_after: experts"
+                problems.append(Problem(("single_category", "stop_after"), text))
         if task == "evaluate" and self.scores_single_categories and len(self.single_category or ()) != 1:
             text = f"received {self.single_category}, expected the one category that the expert was trained for"
             problems.append(Problem(("single_category",), text))
