@@ -56,7 +56,7 @@ def demonstrate(overrides: Sequence[str], output_dir: Path, beside: Mapping[str,
         truth = WorldTruth(make_demo_world(output_dir))
     settings = load_settings(CONFIG, [*overrides, *WITHOUT], task="train")
     with_experts = load_settings(CONFIG, [*overrides, *WITH], task="train")
-    names, run = namedmask.category_names(settings), RunFolder(namedmask.run_path(with_experts))
+    names, run = stages.category_names(settings), RunFolder(namedmask.run_path(with_experts))
     with watch.stage("training with SelfMask's masks"):
         namedmask.train(settings)
     archive = stages.build_archive(with_experts, names, run)

@@ -43,6 +43,34 @@ def test_the_demonstration_measures_every_stage(
     assert str(tmp_path / "report.html") in told
 
 
+def test_namedmask_with_and_without_experts_beside_zutis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("UNMASKED_DEMO", "restored afterwards")
+    for name, value in (("NUM_INDEX", 60), ("NUM_VALIDATION", 4), ("IMAGE_SIZE", 64)):
+        monkeypatch.setattr(common, name, value)
+    (tmp_path / "results.json").write_text('{"miou": 0.5, "pixel_accuracy": 0.9}')  # of a demonstration before
+    words = [
+        *("n_images=2", "n_iters=2", "iter_eval=2", "train_image_size=32", "train_dataloader_kwargs.batch_size=2"),
+        *("saliency.num_workers=0", "embedding.num_workers=0", "selfmask_shorter_side=64"),
+        *("experts.n_iters=1", "experts.train_image_size=32", "experts.at_once=1", "experts.n_clusters=2"),
+        "experts.train_dataloader_kwargs={batch_size: 2, num_workers: 0}",
+    ]
+    assert main(["namedmask", "--output", str(tmp_path), *words]) == 0
+    results = orjson.loads((tmp_path / "namedmask" / "results.json").read_bytes())
+    assert set(results["methods"]) == {"NamedMask", "NamedMask, experts", "ZUTIS"}
+    assert results["methods"]["ZUTIS"] == {"miou": 0.5, "pixel_accuracy": 0.9}
+    ious = results["pseudo_mask_iou"]
+    assert results["gain_of_experts"] == pytest.approx(ious["experts"] - ious["SelfMask"])
+    page = (tmp_path / "namedmask" / "report.html").read_text()
+    for text in ("IoU of SelfMask", "IoU of experts", "NamedMask, experts", "points of IoU", "deeplabv3plus_mobilenet"):
+        assert text in page
+    assert len(list((tmp_path / "namedmask" / "pictures" / "labels").rglob("*.png"))) == 4
+    told = capfd.readouterr().err
+    assert "ZUTIS was demonstrated before" in told
+    assert "pseudo-masks against the truth: SelfMask" in told
+
+
 def test_another_demonstration_is_refused(capfd: pytest.CaptureFixture) -> None:
     assert main(["pgseg"]) == 2
     assert "there are demonstrations of: zutis, namedmask; received pgseg" in capfd.readouterr().err
