@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +48,8 @@ class ExpertMaskStore:
     """The experts' masks: one per picture and category that it was retrieved for.
 
     A picture of one category has its mask at the published place. One of several categories has a mask per category
-    below `by_category/<category>`; where that is missing and a published archive brought one mask for the picture, that
-    one serves all its categories (in the release the expert that ran last overwrites the others).
+    below `by_category/<category>` in the same folder; where that is missing and a published archive brought one mask
+    for the picture, that one serves all its categories (in the release the expert that ran last overwrites the others).
 
     Attributes:
         masks: the published places, with `experts/<benchmark>` as their maker.
@@ -83,11 +83,13 @@ class ExpertMaskStore:
 
     def own_path(self, image_path: Path, category: str) -> Path:
         """File of a picture's mask that belongs to this category alone."""
-        published = self.masks.path(image_path)
         if image_path not in self.shared:
-            return published
-        folder = published.parents[1] / "by_category" / category_file_name(category)
-        return folder / published.parent.name / published.name
+            return self.masks.path(image_path)
+        below, root = f"by_category/{category_file_name(category)}", self.masks.pseudo_mask_dir
+        masks = replace(
+            self.masks, maker=f"{self.masks.maker}/{below}", pseudo_mask_dir=None if root is None else root / below
+        )
+        return masks.path(image_path)
 
     def read(self, image_path: Path, category: str) -> np.ndarray:
         """A picture's mask for a category, uint8 {0, 1}, (H, W)."""
