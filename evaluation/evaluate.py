@@ -1,44 +1,33 @@
-"""One pass over a benchmark: pictures from loader workers, predictions on the device, scores of all ranks together.
+"""One pass over a benchmark: predictions on the device, scores of all ranks together.
 
-The caller brings a `predict` function; this module never sees a network. Semantic counts stay on the device; instance
-masks leave it as run borders, read in a thread while the next picture is computed.
+The caller brings a `predict` function; this module never sees a network. Pictures and predictions come from
+`prediction_stream.py`. Semantic counts stay on the device; instance masks leave it as run borders, read in a thread
+while the next picture is computed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.base import Benchmark, EvaluationItem
 from datasets.coco import read_annotations
 from evaluation.binary import BinaryResult, BinaryScores
 from evaluation.coco import check_annotations, evaluate_coco
-from evaluation.instances import PredictedInstances, Record
+from evaluation.instances import Record
+from evaluation.prediction_stream import Predict, Prediction, Refiner, predict_pictures
 from evaluation.protocol import Protocol
 from evaluation.records import RecordWriter, compute_on_main, gather_records
 from evaluation.semantic import SemanticResult, SemanticScores
 from utils.distributed import shard
 from utils.errors import DataError
-from utils.loader import load_batches
-from utils.log import get_logger, progress
 
-logger = get_logger(__name__)
+__all__ = ["EvaluationResult", "Predict", "Prediction", "evaluate_semantic_and_instances", "protocol_of"]
 _OWN_ENTRIES = ("benchmark", "classes", "ignore index", "image size", "score size")  # those that `Protocol` names
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was predicted for one picture."""
-
-    labels: Tensor | None  # class of every pixel, any whole-number type, (H, W), on the device
-    instances: PredictedInstances | None = None  # masks at (H, W)
 
 
 @dataclass(frozen=True)
@@ -52,6 +41,8 @@ class EvaluationResult:
     protocol: Protocol
     seconds: float
     binary: BinaryResult | None = None  # of binary benchmarks with labels
+    refined: SemanticResult | None = None  # of the labels after the refiner, if there is one
+    refiner: str = ""  # its name
 
     @property
     def class_iou(self) -> Sequence[float] | None:
@@ -59,28 +50,20 @@ class EvaluationResult:
         return None if self.semantic is None else self.semantic.class_iou
 
     def scores(self) -> dict[str, float]:
-        """All scores by name, as fractions; class-agnostic ones end in `_class_agnostic`."""
+        """All scores by name, as fractions; class-agnostic ones end in `_class_agnostic`, refined ones in `_crf`."""
         scores = {} if self.semantic is None else self.semantic.scores()
+        if self.refined is not None:
+            scores |= {f"{name}_{self.refiner}": value for name, value in self.refined.scores().items()}
         scores |= {} if self.binary is None else self.binary.scores()
         scores |= self.coco or {}
         return scores | {f"{name}_class_agnostic": value for name, value in (self.coco_class_agnostic or {}).items()}
 
-
-Predict = Callable[[Tensor, tuple[int, int]], Sequence[Prediction]]
-
-
-class _Picture(NamedTuple):
-    """One picture on its way from a loader worker."""
-
-    image: Tensor
-    label: Tensor | None
-    size: Sequence[int]
-    image_id: int
-    path: str
-
-    def item(self) -> EvaluationItem:
-        label = None if self.label is None else self.label.numpy()
-        return EvaluationItem(self.image.numpy(), label, tuple(self.size), self.image_id, Path(self.path))
+    def refined_class_iou(self) -> dict[str, dict[str, float]]:
+        """IoU of every class after the refiner as an entry of a results file; empty without a refiner."""
+        if self.refined is None:
+            return {}
+        values = map(float, self.refined.class_iou)
+        return {f"class_iou_{self.refiner}": dict(zip(self.protocol.category_names, values, strict=True))}
 
 
 def protocol_of(benchmark: Benchmark, *, num_images: int | None = None, **entries: Any) -> Protocol:
@@ -122,6 +105,7 @@ def evaluate_semantic_and_instances(
     max_images: int | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
+    refiner: Refiner | None = None,
     visit: Callable[[EvaluationItem, Prediction], None] | None = None,
 ) -> EvaluationResult:
     """Predict every picture of a benchmark and score it, sharing the pictures out over the ranks.
@@ -138,6 +122,7 @@ def evaluate_semantic_and_instances(
         max_images: score only the first so many pictures.
         batch_size: pictures of equal size per call of `predict`; 1 as in the papers. Results do not depend on it.
         num_workers: loader processes per rank.
+        refiner: a second label map for every picture, which is scored, too; needs predictions that are `refinable`.
         visit: called with every picture and its prediction (to draw or export it), on the rank that made it.
 
     Raises:
@@ -147,18 +132,31 @@ def evaluate_semantic_and_instances(
     num_images = len(benchmark) if max_images is None else min(max_images, len(benchmark))
     annotations = _annotations(benchmark) if with_instances and benchmark.annotations_path is not None else None
     scores = _make_scores(benchmark, device)
-    pictures = _load(benchmark, shard(range(num_images)), num_workers, torch.device(device))
+    refined_scores = None if refiner is None else _make_scores(benchmark, "cpu")
+    predictions = predict_pictures(
+        predict,
+        benchmark,
+        shard(range(num_images)),
+        device=device,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        refiner=refiner,
+        description=f"evaluating on {benchmark.name}",
+    )
     records: list[Record] = []
     with RecordWriter(benchmark, records) as writer, torch.inference_mode():
-        for picture, prediction in _predict_all(predict, pictures, batch_size, device):
+        for picture, prediction in predictions:
             if scores is not None:
                 scores.update(picture.label.to(device, non_blocking=True), prediction.labels)
+            if refined_scores is not None:
+                refined_scores.update(picture.label, prediction.refined)
             if annotations is not None and prediction.instances is not None:
                 writer.add(prediction.instances, picture.image_id)
             if visit is not None:
                 visit(picture.item(), prediction)
-    if scores is not None:
-        scores.synchronise()
+    for counts in (scores, refined_scores):
+        if counts is not None:
+            counts.synchronise()
     records = gather_records(records)
     coco, agnostic = None, None
     if annotations is not None:
@@ -179,6 +177,8 @@ def evaluate_semantic_and_instances(
         protocol=replace(protocol or protocol_of(benchmark), num_images=num_images),
         seconds=time.perf_counter() - start,
         binary=result if benchmark.binary else None,
+        refined=None if refined_scores is None else refined_scores.compute(),
+        refiner="" if refiner is None else refiner.name,
     )
 
 
@@ -200,46 +200,3 @@ def _annotations(benchmark: Benchmark) -> dict[str, Any]:
             f"which lists {len(known)} categories. Use the annotation file of this benchmark."
         )
     return document
-
-
-def _collate(items: list[EvaluationItem]) -> _Picture:
-    """One item as tensors; the loader pins them."""
-    item = items[0]
-    image = torch.from_numpy(np.ascontiguousarray(item.image))
-    label = None
-    if item.label is not None:
-        wide = (
-            item.label if item.label.dtype in (np.uint8, np.int16, np.int32, np.int64) else item.label.astype(np.int64)
-        )
-        label = torch.from_numpy(np.ascontiguousarray(wide))
-    return _Picture(image, label, tuple(item.size), item.image_id, str(item.path))
-
-
-def _load(benchmark: Benchmark, indices: Sequence[int], num_workers: int, device: torch.device) -> Iterator[_Picture]:
-    batches = [[index] for index in indices]
-    pictures = load_batches(
-        benchmark, batches, collate=_collate, num_workers=num_workers, pin_memory=device.type == "cuda"
-    )
-    return progress(pictures, total=len(batches), description=f"evaluating on {benchmark.name}", unit="image")
-
-
-def _group(pictures: Iterable[_Picture], batch_size: int) -> Iterator[list[_Picture]]:
-    """Collect pictures of equal sizes into batches, holding back at most four batches' worth."""
-    waiting: dict[tuple[Any, ...], list[_Picture]] = {}
-    for picture in pictures:
-        group = waiting.setdefault((tuple(picture.image.shape), tuple(picture.size)), [])
-        group.append(picture)
-        if len(group) == batch_size:
-            yield waiting.pop((tuple(picture.image.shape), tuple(picture.size)))
-        elif sum(map(len, waiting.values())) >= 4 * batch_size:
-            yield waiting.pop(next(iter(waiting)))
-    yield from waiting.values()
-
-
-def _predict_all(
-    predict: Predict, pictures: Iterable[_Picture], batch_size: int, device: torch.device | str
-) -> Iterator[tuple[_Picture, Prediction]]:
-    for group in _group(pictures, batch_size):
-        images = torch.stack([picture.image.to(device, non_blocking=True) for picture in group])
-        predictions = predict(images, tuple(group[0].size))
-        yield from zip(group, predictions, strict=True)

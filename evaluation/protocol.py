@@ -70,7 +70,7 @@ def format_scores(
         class_iou: IoU per class, in the order of the protocol's names.
         num_classes: list the best and the worst so many classes as well.
     """
-    lines = [f"{_PER_CENT.get(name, name):>24}  {_per_cent(value)}" for name, value in scores.items()]
+    lines = [f"{_shown_name(name):>24}  {_per_cent(value)}" for name, value in scores.items()]
     if class_iou is not None and num_classes > 0:
         pairs = zip(class_iou, protocol.category_names, strict=True)
         ranked = sorted((pair for pair in pairs if pair[0] == pair[0]), reverse=True)
@@ -102,6 +102,14 @@ def write_results(
     if class_iou is not None:
         document["class_iou"] = dict(zip(protocol.category_names, [float(value) for value in class_iou], strict=True))
     write_json(path, document)
+
+
+def _shown_name(name: str) -> str:
+    """A score's name for people; those of refined labels carry the refiner behind them: "mean IoU, CRF"."""
+    for plain, shown in _PER_CENT.items():
+        if name.startswith(f"{plain}_"):
+            return f"{shown}, {name.removeprefix(f'{plain}_').upper()}"
+    return _PER_CENT.get(name, name)
 
 
 def _per_cent(value: float) -> str:

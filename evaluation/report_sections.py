@@ -138,22 +138,27 @@ def curves_section(records: Iterable[Mapping[str, float]]) -> Section:
     names = {name for record in records for name in record}
     losses = sorted(name for name in names if name == "loss" or name.endswith("_loss"))
     figures = [Figure("losses", draw_curves(records, losses, title="training losses"), "losses")]
-    scores = [name for name in ("mean_iou", "pixel_accuracy", "AP", "AP_50") if name in names]
+    scores = [name for name in ("mean_iou", "mean_iou_crf", "pixel_accuracy", "AP", "AP_50") if name in names]
     if scores:
         figures.append(Figure("scores", draw_curves(records, scores, title="validation scores"), "scores"))
     return Section("Training", (), (), figures)
 
 
 def prediction_panel(
-    image: np.ndarray, truth: np.ndarray | None, predicted: np.ndarray, colours: np.ndarray
+    image: np.ndarray,
+    truth: np.ndarray | None,
+    predicted: np.ndarray,
+    colours: np.ndarray,
+    refined: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A picture, its truth (if known) and its prediction side by side.
+    """A picture, its truth (if known) and its prediction (before and after a refiner) side by side.
 
     Args:
         image: uint8 RGB, (h, w, 3); may be smaller than the label maps.
         truth: label map, (H, W); labels outside the colours are grey.
         predicted: label map, (H, W).
         colours: uint8 colour of each label, (C, 3).
+        refined: label map, (H, W); None without a refiner.
 
     Returns:
         uint8 RGB, 192 pixels high.
@@ -162,6 +167,7 @@ def prediction_panel(
         image,
         *([] if truth is None else [colourise(truth, colours, default=GREY)]),
         colourise(predicted, colours),
+        *([] if refined is None else [colourise(refined, colours)]),
     ]
     return panel(parts, height=192)
 
@@ -169,7 +175,7 @@ def prediction_panel(
 def predictions_section(panels: Sequence[np.ndarray]) -> Section:
     """Panels of `prediction_panel`, two in a row of the page."""
     figures = [
-        Figure(f"prediction_{index:03d}", image, "picture · truth (where known) · prediction")
+        Figure(f"prediction_{index:03d}", image, "picture · truth (where known) · prediction (· refined)")
         for index, image in enumerate(panels)
     ]
     return Section("Predictions", (), (), figures)

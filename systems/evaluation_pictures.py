@@ -35,7 +35,8 @@ class EvaluationPictures:
         row = self.chosen.get(item.path)
         if row is None or prediction.labels is None:
             return
-        drawn = prediction_panel(item.image, item.label, prediction.labels.cpu().numpy(), self.colours)
+        refined = None if prediction.refined is None else prediction.refined.numpy()
+        drawn = prediction_panel(item.image, item.label, prediction.labels.cpu().numpy(), self.colours, refined)
         with atomic_write(self.folder / f"{row:06d}_{item.path.stem}.png") as file:
             Image.fromarray(drawn).save(file, format="PNG")
 

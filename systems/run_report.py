@@ -69,7 +69,13 @@ def _score_sections(run: RunFolder) -> list[Section]:
     scores = [[name, f"{100 * value:.2f}" if value != -1 else "-"] for name, value in results["scores"].items()]
     tables = [Table(["score", "%"], scores)]
     if "class_iou" in results:
-        per_class = results["class_iou"].items()
-        tables.append(Table(["category", "IoU %"], [[n, "-" if v is None else f"{100 * v:.1f}"] for n, v in per_class]))
+        columns = [results[key] for key in results if key.startswith("class_iou")]  # before and after a refiner
+        heads = ["IoU %", *(f"{key.removeprefix('class_iou_')}, %" for key in results if key.startswith("class_iou_"))]
+        rows = [[name, *(_shown(column[name]) for column in columns)] for name in results["class_iou"]]
+        tables.append(Table(["category", *heads], rows))
     protocol = [[name, str(value)] for name, value in results["protocol"].items() if name != "category_names"]
     return [Section("Scores", (), [*tables, Table(["protocol", ""], protocol)])]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

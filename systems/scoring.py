@@ -17,13 +17,14 @@ from datasets.base import Benchmark, EvaluationItem
 from datasets.imagenet_s import write_imagenet_s_label
 from evaluation.evaluate import EvaluationResult, Prediction, evaluate_semantic_and_instances, protocol_of
 from evaluation.instances import write_coco_results
+from evaluation.prediction_stream import Refiner
 from evaluation.protocol import format_scores, write_results
 from systems.evaluation_pictures import EvaluationPictures
 from training.run_folder import RunFolder
 from utils.distributed import is_main
 from utils.log import get_logger
 from utils.naming import CATEGORY_SUFFIX
-from utils.settings import RecipeSettings, yaml_values
+from utils.settings import RetrievalSettings, yaml_values
 
 logger = get_logger(__name__)
 Visit = Callable[[EvaluationItem, Prediction], None]
@@ -31,13 +32,14 @@ Predict = Callable[..., list[Prediction]]  # (images, size, *, with_instances) -
 
 
 def score(
-    settings: RecipeSettings,
+    settings: RetrievalSettings,
     predict: Predict,
     benchmark: Benchmark,
     *,
     device: torch.device,
     with_instances: bool,
     protocol: Mapping[str, Any],
+    refiner: Refiner | None = None,
     visit: Visit | None = None,
 ) -> EvaluationResult:
     """Run a segmenter over a benchmark.
@@ -49,6 +51,7 @@ def score(
         device: where predictions are made.
         with_instances: whether instances are predicted and scored too.
         protocol: what the recipe has to say about its predictions (entries of `evaluation.protocol.Protocol`).
+        refiner: a second label map for every picture, which is scored, too.
         visit: called with every picture and its prediction.
     """
 
@@ -65,6 +68,7 @@ def score(
         max_images=settings.max_images,
         batch_size=settings.val_loader.batch_size,
         num_workers=settings.val_loader.num_workers,
+        refiner=refiner,
         visit=visit,
     )
 
@@ -100,14 +104,14 @@ class TrainingEvaluation:
                 result.scores(),
                 result.protocol,
                 class_iou=result.class_iou,
-                extra={"iteration": iteration},
+                extra={"iteration": iteration, **result.refined_class_iou()},
             )
             logger.info("iteration %d\n%s", iteration, format_scores(result.scores(), result.protocol))
         return result.scores()
 
 
 def evaluate_weights(
-    settings: RecipeSettings,
+    settings: RetrievalSettings,
     benchmark: Benchmark,
     folder: RunFolder,
     score: Callable[[Visit], EvaluationResult],
@@ -134,7 +138,7 @@ def evaluate_weights(
     return result
 
 
-def benchmark_path(settings: RecipeSettings) -> Path:
+def benchmark_path(settings: RetrievalSettings) -> Path:
     """Folder of all runs on a benchmark; `custom` without one."""
     if settings.dataset_name is None:
         return settings.output_dir / "custom"
@@ -148,7 +152,7 @@ def benchmark_folder(dataset_name: str, num_categories: int | None) -> str:
     return f"{base}{number}{dataset_name.removeprefix(base)}"
 
 
-def evaluation_path(settings: RecipeSettings, weights: Path, *details: str) -> Path:
+def evaluation_path(settings: RetrievalSettings, weights: Path, *details: str) -> Path:
     """Folder of an evaluation, beside the runs of the benchmark: it never touches the folder of a training run.
 
     Args:
@@ -162,7 +166,7 @@ def evaluation_path(settings: RecipeSettings, weights: Path, *details: str) -> P
     return benchmark_path(settings) / "_".join(part for part in ("evaluation", stem, *details) if part)
 
 
-def _report(settings: RecipeSettings, result: EvaluationResult, folder: RunFolder, export: Path | None) -> None:
+def _report(settings: RetrievalSettings, result: EvaluationResult, folder: RunFolder, export: Path | None) -> None:
     """Print scores with their protocol and write them down."""
     folder.write_config(yaml_values(settings))
     write_results(
@@ -170,7 +174,7 @@ def _report(settings: RecipeSettings, result: EvaluationResult, folder: RunFolde
         result.scores(),
         result.protocol,
         class_iou=result.class_iou,
-        extra={"seconds": result.seconds},
+        extra={"seconds": result.seconds, **result.refined_class_iou()},
     )
     if result.coco is not None:
         write_coco_results(folder.path / "instances.json", result.records)
