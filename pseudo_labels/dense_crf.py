@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pseudo_labels.permutohedral import Lattice
 
 _CLASSES_PER_GROUP = 16
-_LATTICE_BYTES_PER_PIXEL = 640  # both lattices with the values of 16 classes, for a picture of pure noise; others: half
+_LATTICE_BYTES_PER_PIXEL = 800  # both lattices while built and with their values; a photograph takes half of it
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,23 @@ def store(typing_context, rows, row, lanes):
 
 
 @intrinsic
+def prefetch(typing_context, rows, row):
+    """Have a row brought into the second-level cache; it will be loaded some hundred instructions later."""
+    _check_rows(rows)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        function_type = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], function_type)
+        address = builder.bitcast(_address(context, builder, signature, arguments), pointer)
+        # For reading, into the second level, data: the first level tracks too few rows on their way.
+        builder.call(function, [address, *(ir.Constant(number, value) for value in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.int64), generate
+
+
+@intrinsic
 def fill(typing_context, number):
     """One number 16 times."""
 

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from pseudo_labels import lanes
 from pseudo_labels.lanes import LANES, LanesType, empty_rows
 from pseudo_labels.permutohedral import Lattice
+from pseudo_labels.vertex_chains import LOOK_AHEAD
 from utils.errors import UserError
 
 _PLACE_CORNERS, _COLOUR_CORNERS = 3, 6  # of simplices in 2 and 5 dimensions
 _PIXELS_PER_BLOCK = 64
+_PIXELS_AHEAD = 16  # whose vertices are fetched from memory
 _SPARE_ROWS = 5  # between groups, so that one pixel's rows do not compete for the same places in the cache
 _NEVER = np.float32(-1e30)  # logarithm of the probability of the classes that fill up the last group
 
@@ -199,7 +201,10 @@ def _pass_messages(
     """Replace the probabilities of 16 classes by unary term plus messages."""
     place_values[:] = 0
     colour_values[:] = 0
+    last_pixel = len(place_vertices) - 1
     for pixel in range(len(place_vertices)):
+        later = min(pixel + _PIXELS_AHEAD, last_pixel)
+        _fetch(place_values, place_vertices[later], colour_values, colour_vertices[later])
         row = lanes.load(state, pixel)
         for corner in range(_PLACE_CORNERS):
             _add_to(place_values, place_vertices[pixel, corner], place_weights[pixel, corner], row)
@@ -208,6 +213,8 @@ def _pass_messages(
     _blur(place_values, place_chains)
     _blur(colour_values, colour_chains)
     for pixel in range(len(place_vertices)):
+        later = min(pixel + _PIXELS_AHEAD, last_pixel)
+        _fetch(place_values, place_vertices[later], colour_values, colour_vertices[later])
         place_message, colour_message = lanes.fill(np.float32(0)), lanes.fill(np.float32(0))
         for corner in range(_PLACE_CORNERS):
             row = lanes.load(place_values, place_vertices[pixel, corner])
@@ -217,6 +224,16 @@ def _pass_messages(
             colour_message = lanes.multiply_add(colour_weights[pixel, corner], row, colour_message)
         row = lanes.multiply_add(place_gain, place_message, lanes.load(unary, pixel))
         lanes.store(state, pixel, lanes.multiply_add(colour_gain, colour_message, row))
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _fetch(
+    place_values: np.ndarray, place_vertices: np.ndarray, colour_values: np.ndarray, colour_vertices: np.ndarray
+) -> None:
+    for corner in range(_PLACE_CORNERS):
+        lanes.prefetch(place_values, place_vertices[corner])
+    for corner in range(_COLOUR_CORNERS):
+        lanes.prefetch(colour_values, colour_vertices[corner])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -231,13 +248,12 @@ def _blur(values: np.ndarray, chains: np.ndarray) -> None:
     Two rows follow those of the vertices. The first stays 0 and closes chains; what a chain's end would write there
     goes to the second, so that the loop has no branch, which could not be predicted.
     """
-    if len(chains) == 0:
-        return
-    end_of_chain = len(values) - 2
+    end_of_chain, later = len(values) - 2, chains[LOOK_AHEAD:]
     half, previous = np.float32(0.5), lanes.fill(np.float32(0))
     vertex = np.int64(chains[0])
     current = lanes.load(values, vertex)
-    for i in range(1, len(chains)):
+    for i in range(1, len(later)):
+        lanes.prefetch(values, later[i])
         following = np.int64(chains[i])
         neighbour = lanes.load(values, following)
         row = lanes.multiply_add(half, lanes.add(previous, neighbour), current)

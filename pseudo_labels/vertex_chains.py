@@ -6,6 +6,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+LOOK_AHEAD = 256  # places in the chains between the vertex that is blurred and the one that is fetched from memory
 _BUCKETS = 1 << 16
 
 
@@ -21,8 +22,8 @@ def chain_vertices(following: NDArray[np.int32], coordinates: NDArray[np.int32])
         coordinates: of the vertices, (d + 1, V); a step along an axis adds -d to its coordinate and 1 to the others.
 
     Returns:
-        Vertex numbers, int32; every chain is closed by the number V. A vertex occurs once for each axis along which it
-        has a neighbour.
+        Vertex numbers, int32; every chain is closed by the number V, and `LOOK_AHEAD` more of it follow the last one.
+        A vertex occurs once for each axis along which it has a neighbour.
     """
     num_axes, num_vertices = following.shape
     parts = []
@@ -32,7 +33,7 @@ def chain_vertices(following: NDArray[np.int32], coordinates: NDArray[np.int32])
             bucket = bucket * 251 + difference
         bucket = (bucket % _BUCKETS).astype(np.uint16)  # two sets that meet in one bucket do no harm
         parts.append(_chain(following[axes], np.argsort(bucket, kind="stable"), bucket))
-    return np.concatenate(parts)
+    return np.concatenate([*parts, np.full(LOOK_AHEAD, num_vertices, np.int32)])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

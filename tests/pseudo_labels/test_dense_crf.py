@@ -281,7 +281,7 @@ def test_memory_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "available_memory", lambda: 300 << 20)
     check_memory(171, (320, 320))
     message = (
-        "The dense CRF of 171 classes on 320x320 pixels needs about 268 MiB of memory, 1.0 GiB for 4 pictures at a "
+        "The dense CRF of 171 classes on 320x320 pixels needs about 283 MiB of memory, 1.1 GiB for 4 pictures at a "
         "time, but 300 MiB are free. Lower the number of pictures at a time (num_threads, now 4), use smaller "
         "pictures, or fewer classes."
     )

@@ -9,7 +9,7 @@ import pytest
 from pseudo_labels import lanes
 from pseudo_labels.lanes import LANES, empty_rows
 from pseudo_labels.permutohedral import Lattice, build_lattice
-from pseudo_labels.vertex_chains import chain_vertices
+from pseudo_labels.vertex_chains import LOOK_AHEAD, chain_vertices
 
 
 def filter_values(lattice: Lattice, values: np.ndarray) -> np.ndarray:
@@ -23,7 +23,9 @@ def filter_values(lattice: Lattice, values: np.ndarray) -> np.ndarray:
 
 
 def split_chains(chains: np.ndarray, num_vertices: int) -> list[np.ndarray]:
+    chains, beyond = chains[:-LOOK_AHEAD], chains[-LOOK_AHEAD:]
     assert chains[-1] == num_vertices
+    assert (beyond == num_vertices).all()
     return [chain[chain < num_vertices] for chain in np.split(chains, np.flatnonzero(chains == num_vertices) + 1)[:-1]]
 
 
