@@ -1,6 +1,6 @@
 """Processes for tests: killed ones, and several that work together as `torchrun` would start them.
 
-They are forked from one server that has already imported torch, so that each costs a fraction of a second.
+They are forked from one server that has already imported torch and the systems, so that each costs a fraction of a second.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["training.loop", "evaluation.evaluate"])
+_CONTEXT.set_forkserver_preload(["lightning.fabric", "systems.zutis", "systems.namedmask", "systems.expert_workers"])
 
 
 def run_process(function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> int:
