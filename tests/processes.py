@@ -1,8 +1,25 @@
 """Processes for tests: killed ones, and several that work together as `torchrun` would start them.
 
-They are forked from one server that has imported torch and the systems before, so that each costs a fraction of a
-second.
-"""Call a module-level function in a process of its own; returns its exit code (negative: the signal it died of)."""
+They are forked from one server that has imported torch and the systems, so that each costs a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["lightning.fabric", "systems.zutis", "systems.namedmask", "systems.expert_workers"])
+
+
+def run_process(function: Callable[..., Any], *arguments: Any, timeout: float = 120) -> int:
+    """Call a module-level function in a process of its own; returns its exit code (negative: the signal it died of)."""
     return run_ranks(function, 1, *arguments, timeout=timeout)[0]
 
 
