@@ -25,6 +25,10 @@ from utils.naming import CATEGORY_SUFFIX, category_file_name
 logger = get_logger(__name__)
 
 
+class CategoryNotShownError(DataError):
+    """No picture of a benchmark shows a category."""
+
+
 class SingleCategoryBenchmark(Benchmark):
     """The pictures of a benchmark that show one category: label 1 there, 0 elsewhere, ignored pixels stay ignored.
 
@@ -36,7 +40,8 @@ class SingleCategoryBenchmark(Benchmark):
 
     Raises:
         ConfigError: the benchmark has no such category.
-        DataError: a label cannot be read, or no picture shows the category.
+        DataError: a label cannot be read.
+        CategoryNotShownError: no picture shows the category.
 
     Source: NamedMask spec 5 (VOC category).
     """
@@ -61,7 +66,7 @@ class SingleCategoryBenchmark(Benchmark):
             shown = find_categories(source, cache_dir)
             rows = [row for row, labels in enumerate(shown) if self.label in labels]
         if not rows:
-            raise DataError(f"{source.name} {source.split}: no picture shows {self.category!r}.")
+            raise CategoryNotShownError(f"{source.name} {source.split}: no picture shows {self.category!r}.")
         super().__init__(
             name=f"{source.name}{CATEGORY_SUFFIX}",
             split=source.split,

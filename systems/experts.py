@@ -16,6 +16,7 @@ from torch import nn
 
 from datasets.base import Benchmark
 from datasets.metadata import BACKGROUND
+from datasets.single_category import CategoryNotShownError
 from evaluation.evaluate import EvaluationResult
 from networks.deeplab import DeepLabV3Plus
 from pseudo_labels.mask_predictors import ExpertPredictor
@@ -259,6 +260,7 @@ def expert_settings(settings: NamedMaskSettings) -> NamedMaskSettings:
         update={
             "segmenter": options.segmenter or settings.segmenter,
             "num_iterations": options.num_iterations,
+            "eval_interval": options.eval_interval or settings.eval_interval,
             "train_image_size": options.train_image_size or settings.train_image_size,
             "train_loader": options.train_loader,
             "ignore_index": 255,
@@ -275,7 +277,11 @@ def _expert_benchmark(settings: NamedMaskSettings, group: ExpertGroup) -> Benchm
     if not (settings.scores_single_categories and settings.evaluates_in_training) or group.cluster_id is not None:
         return None
     names = stages.category_names(settings)
-    return stages.open_benchmark(settings, names, category=group.categories[0], with_instances=False)
+    try:
+        return stages.open_benchmark(settings, names, category=group.categories[0], with_instances=False)
+    except CategoryNotShownError as error:
+        logger.warning("%s The expert is trained without scores.", error)
+        return None
 
 
 def score_expert(

@@ -35,6 +35,8 @@ class ExpertSettings(Block):
     weights_dir: AnyPath | None = Field(default=None, alias="dir_weights")  # holds expert_<category>.pt; null: train
     mask_dir: AnyPath | None = Field(default=None, alias="dir_masks")  # null: the published places
     num_iterations: PositiveInt = Field(default=5000, alias="n_iters")
+    # Iterations between scores of experts trained for a `_category` benchmark; null: they are not scored.
+    eval_interval: PositiveInt | None = Field(default=1000, alias="iter_eval")
     train_image_size: PositiveInt | None = None  # null: as the segmenter
     train_loader: ExpertTrainLoaderSettings = Field(
         default_factory=ExpertTrainLoaderSettings, alias="train_dataloader_kwargs"
@@ -68,6 +70,12 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
     def scores_single_categories(self) -> bool:
         """Whether the benchmark scores one category against everything else: the one of experts."""
         return self.dataset_name is not None and self.dataset_name.endswith(CATEGORY_SUFFIX)
+
+    @property
+    def evaluates_in_training(self) -> bool:
+        """See `RecipeSettings`; experts may be trained without scores."""
+        is_wanted = self.experts.eval_interval is not None or not self.scores_single_categories
+        return is_wanted and super().evaluates_in_training
 
     @property
     def base_dataset(self) -> str | None:
