@@ -70,14 +70,15 @@ def format_scores(
         class_iou: IoU per class, in the order of the protocol's names.
         num_classes: list the best and the worst so many classes as well.
     """
-    lines = [f"{_shown_name(name):>24}  {_per_cent(value)}" for name, value in scores.items()]
+    width = max([24, *(len(_shown_name(name)) for name in scores)])
+    lines = [f"{_shown_name(name):>{width}}  {_per_cent(value)}" for name, value in scores.items()]
     if class_iou is not None and num_classes > 0:
         pairs = zip(class_iou, protocol.category_names, strict=True)
         ranked = sorted((pair for pair in pairs if pair[0] == pair[0]), reverse=True)
         for title, part in (("best", ranked[:num_classes]), ("worst", ranked[-num_classes:])):
-            lines.append(f"{title:>24}  " + ", ".join(f"{name} {_per_cent(value)}" for value, name in part))
+            lines.append(f"{title:>{width}}  " + ", ".join(f"{name} {_per_cent(value)}" for value, name in part))
     lines.append("protocol")
-    lines += [f"{name:>24}  {text}" for name, text in protocol.rows()]
+    lines += [f"{name:>{width}}  {text}" for name, text in protocol.rows()]
     return "\n".join(lines)
 
 

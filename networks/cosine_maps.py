@@ -26,8 +26,9 @@ def cosine_maps(features: Tensor, vectors: Tensor) -> Tensor:
     if features.shape[1] != vectors.shape[-1]:
         raise ValueError(f"features {tuple(features.shape)} and vectors {tuple(vectors.shape)} differ in D")
     features = features.float()
-    norms = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    cosines = torch.einsum("nd,bdhw->bnhw", vectors.float().view(-1, vectors.shape[-1]), features) / norms
+    with torch.autocast(features.device.type, enabled=False):  # labels are decided by small differences
+        norms = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        cosines = torch.einsum("nd,bdhw->bnhw", vectors.float().view(-1, vectors.shape[-1]), features) / norms
     return cosines if vectors.ndim == 2 else cosines[:, 0]
 
 

@@ -126,7 +126,7 @@ def make_references(
     latest: list[Tensor] = []
 
     def features() -> Iterator[CategoryFeatures]:
-        steps = progress(loaded, total=len(names), description="co-segmentation", unit="category")
+        steps = progress(loaded, total=len(names), description="co-segmentation", unit="name")
         for name, pictures in zip(names, steps, strict=True):
             latest[:] = [pictures]
             yield _look_at(pictures, encoder, tower, None if tower is None else vectors[name], device)

@@ -108,6 +108,18 @@ def write_references(path: str | Path, references: References, settings: Referen
         file.write(save(tensors, metadata))
 
 
+def holds_references(path: str | Path) -> bool:
+    """Whether a file is one of reference embeddings: a pickle (`.pkl`), or our own format."""
+    path = Path(path)
+    if path.suffix != ".safetensors" or not path.is_file():
+        return path.suffix == ".pkl" and path.is_file()
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (SafetensorError, OSError):
+        return False
+
+
 def read_references(
     path: str | Path,
     *,

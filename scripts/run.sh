@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # What every scripts/<system>/<benchmark>.sh runs: bash scripts/run.sh [OPTION] CONFIG [WEIGHTS] [arguments] [key=value ...]
 # Without WEIGHTS (a run folder or file): train. With: evaluate. --evaluate-only: WEIGHTS have to be given.
+# --splits: a first word train or val is the split that is predicted.
 # --experts: the words after CONFIG are categories, the experts to train (none: all), unless the first one is WEIGHTS.
 # NUM_GPUS=4 starts one process per GPU. Relative paths are relative to the folder the script is called from.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 option=""
-case "$1" in --evaluate-only | --experts) option="$1"; shift ;; esac
+case "$1" in --evaluate-only | --experts | --splits) option="$1"; shift ;; esac
 config="$ROOT/$1"
 shift
 
@@ -20,6 +21,10 @@ if [ "$option" = "--experts" ] && ! is_weights "${1:-}"; then
         shift
     done
     [ -z "$names" ] || set -- "single_category=[$names]" "$@"
+fi
+
+if [ "$option" = "--splits" ]; then
+    case "${1:-}" in train | val) split="$1"; shift; set -- "$@" "split=$split" ;; esac
 fi
 
 weights=""

@@ -7,15 +7,19 @@ categories, output_dir, settings, overrides)`.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from networks.checkpoint_causes import recognise
+from torch import Tensor
+
+from networks.checkpoint_causes import deeplab_backbone, recognise
 from networks.checkpoints import read_state_dict
+from pseudo_labels.references import holds_references
 from utils.config import load_settings
 from utils.errors import ConfigError, WeightsError
 
-SYSTEMS = {"zutis": "systems.zutis", "selfmask": "systems.selfmask", "namedmask": "systems.namedmask"}
+SYSTEMS = {name: f"systems.{name}" for name in ("zutis", "selfmask", "namedmask", "reco")}
 _KINDS = {"ZUTIS": "zutis", "SelfMask": "selfmask", "DeepLabv3+": "namedmask"}
 
 
@@ -43,12 +47,21 @@ def find_system(weights: str | Path) -> str:
     config = (weights if weights.is_dir() else weights.parent) / "config.yaml"
     if config.is_file():
         return load_settings(config).system
+    if holds_references(weights):
+        return "reco"
     if weights.is_dir():
         raise WeightsError(f"{weights}: not a run folder (there is no config.yaml in it). Give a weight file instead.")
-    kind = recognise(read_state_dict(weights))
+    state_dict = read_state_dict(weights)
+    kind = recognise(state_dict)
+    if kind == "DeepLabv3+" and deeplab_backbone(state_dict) == "resnet101" and _num_classes(state_dict) in (27, 19):
+        return "reco"  # as ReCo+ is published; NamedMask has ResNet-50 and other numbers of classes
     if kind not in _KINDS:
         raise WeightsError(
             f"{weights}: these look like {kind or 'no known'} weights; expected {' or '.join(_KINDS)}. "
             f"If you know the system, give its config with --config."
         )
     return _KINDS[kind]
+
+
+def _num_classes(state_dict: Mapping[str, Tensor]) -> int:
+    return len(state_dict["classifier.classifier.3.weight"])

@@ -44,6 +44,5 @@ class EvaluationPictures:
 def last_panels(run: RunFolder) -> list[np.ndarray]:
     """Panels of the run's last evaluation, uint8 RGB; empty if there was none."""
     folders = sorted(folder for folder in run.pictures_dir.glob("*") if folder.is_dir())
-    if not folders:
-        return []
-    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folders[-1].glob("*.png"))]
+    folder = folders[-1] if folders else run.pictures_dir  # of an evaluation without training
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob(f"{'[0-9]' * 6}_*.png"))]

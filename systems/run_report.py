@@ -49,7 +49,7 @@ def write_training_report(
         first_sections: shown in place of the run's own scores.
         page: the file; None: `report.html` in the run folder.
     """
-    sections = list(first_sections) or _score_sections(run)
+    sections = list(first_sections) or score_sections(run)
     sections.append(curves_section(read_metrics(run.metrics_path)))
     panels = last_panels(run)
     if panels:
@@ -60,7 +60,7 @@ def write_training_report(
     logger.info("report: %s", page)
 
 
-def _score_sections(run: RunFolder) -> list[Section]:
+def score_sections(run: RunFolder) -> list[Section]:
     """The last evaluation's scores, IoU per category and protocol."""
     path = run.path / "results.json"
     if not path.is_file():

@@ -32,11 +32,12 @@ from utils.distributed import all_gather_objects
 from utils.download import fetch, sha256_of
 from utils.errors import ConfigError, DataError
 from utils.log import get_logger
-from utils.settings import RecipeSettings, SelfMaskSettings
+from utils.settings import RecipeSettings, RetrievalSettings, SelfMaskSettings
 
 if TYPE_CHECKING:
     from datasets.index_dataset import IndexDataset
     from networks.clip import ClipModel
+    from training.samplers import MapDataset
 
 logger = get_logger(__name__)
 Archive = dict[str, list[Path]]
@@ -108,12 +109,12 @@ def model_identity(name_or_path: str) -> str:
     return f"{path.name} ({sha256_of(path)[:16]})"
 
 
-def archive_path(settings: RecipeSettings, run: RunFolder) -> Path:
+def archive_path(settings: RetrievalSettings, run: RunFolder) -> Path:
     """The retrieval file: the one that the settings name, else one in the run folder."""
     return settings.archive_path or run.path / "category_to_p_images.json"
 
 
-def preview_archive(settings: RecipeSettings, names: Sequence[str], run: RunFolder) -> Archive | None:
+def preview_archive(settings: RetrievalSettings, names: Sequence[str], run: RunFolder) -> Archive | None:
     """The image archive if retrieval is done already, checked; None if it is not."""
     path = archive_path(settings, run)
     if not path.is_file():
@@ -121,7 +122,7 @@ def preview_archive(settings: RecipeSettings, names: Sequence[str], run: RunFold
     return read_archive(path, categories=names, num_images=settings.num_images, path_map=settings.path_map)
 
 
-def build_archive(settings: RecipeSettings, names: Sequence[str], run: RunFolder) -> Archive:
+def build_archive(settings: RetrievalSettings, names: Sequence[str], run: RunFolder) -> Archive:
     """Retrieve pictures for every category, or read the file that an earlier retrieval (or the release) left.
 
     Args:
@@ -245,7 +246,7 @@ def training_samples(
     )
 
 
-def describe_samples(settings: RecipeSettings, network: nn.Module, samples: IndexDataset) -> None:
+def describe_samples(settings: RetrievalSettings, network: nn.Module, samples: MapDataset) -> None:
     """Log the size of network, batches and training: the last part of `--dry-run`."""
     from datasets.batch import collate_samples
 
@@ -253,7 +254,7 @@ def describe_samples(settings: RecipeSettings, network: nn.Module, samples: Inde
         logger.info("%s: %s", name, text)
 
 
-def loop_settings(settings: RecipeSettings | SelfMaskSettings) -> LoopSettings:
+def loop_settings(settings: RetrievalSettings | SelfMaskSettings) -> LoopSettings:
     """The part of the settings that the training loop reads."""
     return LoopSettings(
         num_iterations=settings.num_iterations,

@@ -5,12 +5,10 @@ Also the text embeddings of its categories, which are kept in our checkpoints an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from networks.checkpoint_causes import clip_architecture
@@ -19,11 +17,10 @@ from networks.clip import load_clip
 from networks.text import encode_categories
 from networks.zutis import Zutis, zutis_from_state_dict
 from systems.run_weights import folder_of, stored_state, weight_file
+from systems.text_cache import cached_text
 from training.run_folder import RunFolder
 from utils.config import load_settings, settings_from_dict
-from utils.download import cache_dir
 from utils.errors import WeightsError
-from utils.files import atomic_write
 from utils.log import get_logger
 from utils.settings import ZutisSettings
 from utils.settings_zutis import CLIP_ARCHITECTURES
@@ -98,24 +95,13 @@ def text_embeddings(settings: ZutisSettings, names: Sequence[str], stored: Store
     if stored.text is not None and all(name in known for name in names):
         return stored.text[[known[name] for name in names]]
     source = str(settings.clip_weights or settings.clip_arch)
-    path = cache_dir() / "text_embeddings" / f"{_cache_key(source, settings.text_precision, names)}.safetensors"
-    if path.is_file():
-        return load_file(path)["text_embeddings"]
-    logger.info("embedding %d names with the text tower of %s", len(names), source)
-    clip = load_clip(source, half=settings.text_precision == "fp16", towers=("text",))
-    text = encode_categories(clip, names).cpu().contiguous()
-    with atomic_write(path) as file:
-        file.write(save({"text_embeddings": text}))
-    return text
 
+    def embed() -> Tensor:
+        logger.info("embedding %d names with the text tower of %s", len(names), source)
+        clip = load_clip(source, half=settings.text_precision == "fp16", towers=("text",))
+        return encode_categories(clip, names)
 
-def _cache_key(source: str, precision: str, names: Sequence[str]) -> str:
-    """Names the embeddings of a text tower; a changed weight file gives another key."""
-    parts = [source, precision, *names]
-    if Path(source).is_file():
-        stat = Path(source).stat()
-        parts += [str(Path(source).resolve()), str(stat.st_size), str(stat.st_mtime_ns)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    return cached_text(source, settings.text_precision, *names, make=embed)
 
 
 def _own_settings(run: RunFolder, state_dict: dict[str, Tensor], overrides: Sequence[str], file: Path) -> ZutisSettings:

@@ -7,13 +7,15 @@ stages which only share out files need no process group.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from utils.errors import UserError
 
 Item = TypeVar("Item")
 _PATIENCE = timedelta(days=7)
@@ -72,6 +74,26 @@ def patient_group() -> dist.ProcessGroup | None:
     if not is_initialised() or dist.get_world_size() == 1:
         return None
     return dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def on_main(work: Callable[[], object]) -> None:
+    """Let rank zero do what is done once, while the others wait for as long as it takes.
+
+    Args:
+        work: called on rank zero.
+
+    Raises:
+        UserError: that of rank zero, on every rank.
+    """
+    group, problem = patient_group(), None
+    if is_main():
+        try:
+            work()
+        except UserError as error:
+            problem = error
+    problem = all_gather_objects(problem, group)[0]
+    if problem is not None:
+        raise problem
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch.distributed as dist
 
 from utils import distributed
 from utils.device import autocast, precision_dtype, select_device
-from utils.errors import ConfigError
+from utils.errors import ConfigError, DataError
 
 
 def test_one_process() -> None:
@@ -23,6 +24,9 @@ def test_one_process() -> None:
     assert total.data_ptr() != value.data_ptr()
     distributed.barrier()
     assert list(distributed.shard([1, 2, 3])) == [1, 2, 3]
+    done: list[int] = []
+    distributed.on_main(lambda: done.append(1))
+    assert done == [1]
 
 
 def test_shards_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,11 +39,24 @@ def test_shards_cover_everything_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
 
 
+def _refuse() -> None:
+    raise DataError("no such picture")
+
+
+def _told(work: Callable[[], None]) -> str:
+    try:
+        distributed.on_main(work)
+    except DataError as error:
+        return str(error)
+    return "done"
+
+
 def _talk(rank: int, init: str, answers: multiprocessing.Queue) -> None:
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
     distributed.barrier()
     total = distributed.all_reduce_sum(torch.tensor([1.0, float(rank)]))
     gathered = distributed.all_gather_objects(("rank", distributed.rank()))
+    gathered += [_told(_refuse), _told(lambda: None if rank == 0 else _refuse())]
     answers.put((rank, total.tolist(), gathered, distributed.world_size(), list(distributed.shard(range(5)))))
     distributed.barrier()
     dist.destroy_process_group()
@@ -57,7 +74,7 @@ def test_two_processes(tmp_path: Path) -> None:
         assert child.exitcode == 0
     for rank, total, gathered, size, part in found:
         assert (total, size) == ([2.0, 1.0], 2)
-        assert gathered == [("rank", 0), ("rank", 1)]
+        assert gathered == [("rank", 0), ("rank", 1), "no such picture", "done"]
         assert part == [[0, 2, 4], [1, 3]][rank]
 
 

@@ -1,0 +1,140 @@
+"""ReCo and ReCo+ on users' own pictures: which names, which network, and the files that are left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from datasets.metadata import BACKGROUND, benchmark_table
+from evaluation.pictures import PictureResult, format_table
+from evaluation.pictures import segment_pictures as write_pictures
+from pseudo_labels.references import holds_references, read_references
+from systems import reco_places
+from systems.deeplab import StoredDeepLab, read_deeplab
+from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_picture
+from systems.reco_references import RecoNetworks, reference_settings
+from systems.reco_weights import reference_file
+from systems.run_weights import check_names_to_find, folder_of
+from utils.config import load_settings, settings_from_dict
+from utils.device import select_device
+from utils.drawing import palette
+from utils.errors import ConfigError, DataError, WeightsError
+from utils.log import get_logger
+from utils.settings import RecoSettings
+
+logger = get_logger(__name__)
+_NUM_CLASSES = {27: ("cityscapes", "coco_stuff"), 19: ("kitti_step",), 59: ("pascal_context",)}
+
+
+def segment_pictures(
+    weights: Path,
+    images: Sequence[str | Path],
+    *,
+    categories: Sequence[str] | None,
+    output_dir: Path,
+    settings: RecoSettings | None = None,
+    overrides: Sequence[str] = (),
+) -> list[PictureResult]:
+    """Segment pictures; see `systems.reco.segment_pictures`."""
+    weights = Path(weights)
+    settings = settings or own_settings(weights, overrides)
+    device = select_device(settings.device)
+    path = reference_file(weights, trains=settings.trains)
+    segmenter, names = (
+        _trained(settings, weights, categories, device)
+        if path is None
+        else _with_references(settings, path, categories, device)
+    )
+    refiner = make_refiner(settings)
+    with_crf = "" if refiner is None else ", with the CRF (crf=off is faster)"
+    logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)
+    results = write_pictures(
+        images,
+        lambda picture: segment_picture(segmenter, refiner, picture, long_edge=settings.picture_long_edge),
+        category_names=[BACKGROUND, *names],  # labels count from 1, as those of all systems
+        palette=palette(len(names) + 1),
+        output_dir=output_dir,
+    )
+    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
+    return results
+
+
+def own_settings(weights: Path, overrides: Sequence[str]) -> RecoSettings:
+    """Settings of the run folder, or the plainest ones for a file on its own.
+
+    Raises:
+        DataError: a file on its own whose categories cannot be told.
+    """
+    config = folder_of(weights).config_path
+    if config.is_file():
+        return load_settings(config, overrides)
+    values: dict[str, object] = {"system": "reco"}
+    told = any(word.split("=")[0] in ("dataset_name", "categories") for word in overrides)
+    if holds_references(weights):
+        if not told:
+            values["categories"] = list(read_references(weights).names)
+    else:
+        values["method"] = "reco_plus"
+        if not told:
+            values["dataset_name"] = _benchmark_of(read_deeplab(weights))
+    return settings_from_dict(values, source=str(weights), overrides=overrides)
+
+
+def _benchmark_of(stored: StoredDeepLab) -> str:
+    """The benchmark that the number of classes tells."""
+    count = stored.network.num_classes
+    names = _NUM_CLASSES.get(count, ())
+    if len(names) == 1:
+        return names[0]
+    several = f" ({' and '.join(names)} both have {count})" if names else ""
+    raise DataError(
+        f"{stored.source}: the names of its {count} classes cannot be told from the file{several}. Say which: "
+        f"{', '.join(f'dataset_name={name}' for name in names) or 'dataset_name=...'}, or categories=[...] in the "
+        "order of training."
+    )
+
+
+def _with_references(
+    settings: RecoSettings, path: Path, categories: Sequence[str] | None, device: torch.device
+) -> tuple[PixelSegmenter, list[str]]:
+    """ReCo with the references of the wanted names."""
+    networks = RecoNetworks(settings, device)
+    known = list(read_references(path).names)
+    names = known if categories is None else _known_names(categories, known, "has no reference of")
+    references = read_references(
+        path, categories=names, width=networks.encoder.width, settings=reference_settings(settings)
+    )
+    return RecoSegmenter(networks.with_references(references), device, settings.precision), names
+
+
+def _trained(
+    settings: RecoSettings, weights: Path, categories: Sequence[str] | None, device: torch.device
+) -> tuple[PixelSegmenter, list[str]]:
+    """ReCo+'s network, which chooses between the wanted names."""
+    stored = read_deeplab(weights)
+    known = stored.category_names or reco_places.label_names(settings)
+    if settings.dataset_name is not None and stored.category_names is None:
+        known = settings.categories or list(benchmark_table(settings.dataset_name).names)
+    if len(known) != stored.network.num_classes:
+        raise WeightsError(
+            f"{stored.source}: these weights have {stored.network.num_classes} classes, but the settings name "
+            f"{len(known)}. Set dataset_name or categories to what they were trained for."
+        )
+    names = known if categories is None else _known_names(categories, known, "was not trained for")
+    classes = None if names == known else [known.index(name) for name in names]
+    return RecoPlusSegmenter(stored.network.to(device), device, settings.precision, classes=classes), names
+
+
+def _known_names(categories: Sequence[str], known: Sequence[str], lacks: str) -> list[str]:
+    """The names to find; ConfigError unless all of them are known."""
+    names = check_names_to_find(categories)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+        raise ConfigError(
+            f"--categories: this run {lacks} {', '.join(map(repr, unknown))}; it knows {shown}. Run train.py with "
+            "these names first: ReCo itself needs no training, only pictures to retrieve from."
+        )
+    return names

@@ -1,0 +1,102 @@
+"""ReCo's names and folders: which categories a run has, and where it leaves what.
+
+<dir_ckpt>/<benchmark>/<split>/reco/<what references are made of>/k050    ReCo's results, as in the release
+<dir_ckpt>/<benchmark>                                                    retrieval and references of all splits
+<dir_ckpt>/<benchmark>/val/reco_plus/<segmenter>                          runs of ReCo+
+<dir_ckpt>/<name>                                                         everything of a run that has a name
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datasets.metadata import BACKGROUND, benchmark_table, prediction_table
+from systems import scoring
+from utils.errors import ConfigError
+from utils.naming_reco import reco_folder, reference_file_name, reference_name
+from utils.settings import RecoSettings
+from utils.settings_reco import CRF_FOLDER, PLAIN_FOLDER
+
+CUSTOM = "custom"
+
+
+def category_names(settings: RecoSettings) -> list[str]:
+    """Names that ReCo looks for, in label order: the prompts.
+
+    They are the benchmark's own (the 171 of COCO-Stuff) unless `categories` gives other words for them.
+
+    Raises:
+        ConfigError: another number of names than the benchmark has labels, or background among them.
+    """
+    table = None if settings.dataset_name is None else list(prediction_table(settings.dataset_name).names)
+    names = settings.categories
+    if names is None:
+        return table or []
+    if BACKGROUND in names:
+        raise ConfigError(
+            f"categories: ReCo gives every pixel one of the names and knows no {BACKGROUND!r}. Name what there is "
+            "besides (wall, sky, grass, road), and leave it out."
+        )
+    if table is not None and len(names) != len(table):
+        raise ConfigError(
+            f"categories: {len(names)} names for the {len(table)} labels of {settings.dataset_name}. Leave "
+            "'categories' out, or give one name for each label, in the benchmark's order."
+        )
+    return names
+
+
+def label_names(settings: RecoSettings) -> list[str]:
+    """Names of the labels that are scored and trained: the benchmark's (27 of COCO-Stuff), else the categories."""
+    if settings.dataset_name is None:
+        return category_names(settings)
+    return list(benchmark_table(settings.dataset_name).names)
+
+
+def base_name(settings: RecoSettings) -> str:
+    """What references are called after, as in the release."""
+    return reference_name(
+        encoder_arch=settings.encoder_arch,
+        imagenet_split=settings.imagenet_split or "train",
+        context_elimination=settings.context_elimination,
+        text_attention=settings.text_attention,
+        suffix=settings.suffix or "",
+    )
+
+
+def shared_path(settings: RecoSettings) -> Path:
+    """Folder of retrieval and references."""
+    return settings.output_dir / (settings.name or settings.dataset_name or CUSTOM)
+
+
+def reference_cache(settings: RecoSettings) -> Path:
+    """File of the references that a run computes."""
+    if settings.name is not None:
+        return shared_path(settings) / "references.safetensors"
+    return shared_path(settings) / reference_file_name(base_name(settings), settings.num_images, ".safetensors")
+
+
+def run_path(settings: RecoSettings) -> Path:
+    """Folder of a run."""
+    if settings.name is not None:
+        return settings.output_dir / settings.name
+    if settings.trains:
+        parts = [settings.segmenter, settings.suffix or "", f"s{settings.seed}" if settings.seed else ""]
+        return scoring.benchmark_path(settings) / "reco_plus" / "_".join(part for part in parts if part)
+    return settings.output_dir / reco_folder(
+        dataset=settings.dataset_name or CUSTOM,
+        split=settings.split,
+        name=base_name(settings),
+        num_images=settings.num_images,
+        dense_clip_inference=settings.dense_clip_inference,
+    )
+
+
+def training_labels(settings: RecoSettings) -> str:
+    """Folder name of the label PNGs that ReCo+ learns from: with the CRF if there is one."""
+    return CRF_FOLDER if settings.crf is not None else PLAIN_FOLDER
+
+
+def label_folders(settings: RecoSettings) -> list[str]:
+    """Folder names of the label PNGs that are written; those of the CRF need one."""
+    wanted = [*settings.pseudo_label_folders, *([training_labels(settings)] if settings.trains else [])]
+    return [name for name in (PLAIN_FOLDER, CRF_FOLDER) if name in wanted and (settings.crf or name == PLAIN_FOLDER)]

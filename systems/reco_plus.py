@@ -1,0 +1,209 @@
+"""ReCo+: a DeepLabv3+ trained on ReCo's label maps of unlabelled pictures (ReCo, section 3.4).
+
+Pictures and label PNGs are paired by name (`training/labelled_pictures.py`); PNGs that nobody gave are made by ReCo
+first (`reco_stages.label_split`). Network and training: `systems/deeplab.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from datasets.base import Benchmark
+from evaluation.evaluate import EvaluationResult
+from systems import reco_places, scoring, stages
+from systems.deeplab import DECISIVE as DEEPLAB_DECISIVE
+from systems.deeplab import check_batch, read_deeplab, train_deeplab
+from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
+from systems.reco_references import RecoNetworks
+from systems.reco_stages import label_split, open_split, open_training_pictures
+from training.run_folder import RunFolder
+from utils.distributed import is_main
+from utils.errors import WeightsError
+from utils.log import get_logger
+from utils.settings import RecoSettings, yaml_values
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+    from training.labelled_pictures import LabelledPictures
+
+logger = get_logger(__name__)
+DECISIVE = (*DEEPLAB_DECISIVE, "ignore_index", "train_image_size", "scale_range", "photometric")
+
+
+def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False) -> RunFolder:
+    """Go from names and unlabelled pictures, or from label PNGs, to a segmenter; see `systems.reco.train`."""
+    names, run = reco_places.label_names(settings), RunFolder(reco_places.run_path(settings))
+    if dry_run:
+        from systems.reco import describe
+
+        describe(settings, names, run)
+        return run
+    from training.launch import make_fabric
+
+    fabric = make_fabric(settings.device, settings.precision)
+    check_batch(settings.train_loader.batch_size, fabric.world_size, settings.accumulate_steps)
+    with run.locked():
+        _train(settings, names, run, fabric, resume)
+    return run
+
+
+def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric: Fabric, resume: str) -> None:
+    """The stages, in a run folder that is held."""
+    benchmark = open_split(settings, settings.split, with_labels=True) if settings.evaluates_in_training else None
+    pictures = open_training_pictures(settings)
+    if settings.pseudo_label_dir is None:
+        made = make_labels(settings, pictures, fabric)
+        if made is None or not settings.goes_on_after("prediction"):
+            logger.info("stopped after %s, as asked", settings.stop_after)
+            return
+        label_dir, left_out = made
+    else:
+        label_dir, left_out = settings.pseudo_label_dir, []
+    _fit(settings, names, training_set(settings, pictures, label_dir, left_out), benchmark, run, fabric, resume)
+    if is_main():
+        from systems.reco_report import write_reco_report
+
+        seed_dir = reco_places.reference_cache(settings).with_name("cosegmentation")
+        write_reco_report(run, seed_dir, **report_heading(settings, names))
+
+
+def reco_of(settings: RecoSettings) -> RecoSettings:
+    """The settings of the ReCo whose label PNGs a run of ReCo+ learns from."""
+    return settings.model_copy(update={"method": "reco", "split": "train", "max_images": None})
+
+
+def make_labels(settings: RecoSettings, pictures: Benchmark, fabric: Fabric) -> tuple[Path, list[Path]] | None:
+    """Let ReCo label the pictures, as far as `stop_after` goes.
+
+    Returns:
+        Folder of the label PNGs, and the pictures that have none because they cannot be read; None if it stops before.
+    """
+    from systems.reco import prepare_references
+
+    reco, networks = reco_of(settings), RecoNetworks(settings, fabric.device)
+    if not settings.goes_on_after("references"):
+        prepare_references(reco, networks)
+        return None
+    folder = label_split(reco, pictures, networks)
+    return folder.path / reco_places.training_labels(settings), folder.refused()
+
+
+def training_set(
+    settings: RecoSettings, pictures: Benchmark, label_dir: Path, left_out: Sequence[Path] = ()
+) -> LabelledPictures:
+    """Augmented samples of pictures and their label PNGs."""
+    from datasets.photometric import PhotometricSettings
+    from training.labelled_pictures import LabelledPictures, SampleSettings
+
+    samples = SampleSettings(
+        image_size=settings.train_image_size,
+        scale_range=settings.scale_range,
+        ignore_index=settings.ignore_index,
+        photometric=PhotometricSettings(**settings.photometric.model_dump()),
+        seed=settings.seed,
+    )
+    return LabelledPictures(pictures, label_dir, samples, left_out=left_out)
+
+
+def _fit(
+    settings: RecoSettings,
+    names: Sequence[str],
+    samples: LabelledPictures,
+    benchmark: Benchmark | None,
+    run: RunFolder,
+    fabric: Fabric,
+    resume: str,
+) -> None:
+    from datasets.batch import collate_samples
+
+    logger.info("training set: %d pictures with label PNGs", len(samples))
+    uses_crf = settings.validate_with_crf and settings.crf is not None and benchmark is not None
+
+    def score_network(network: nn.Module, iteration: int) -> Mapping[str, float]:
+        is_last = iteration == settings.num_iterations
+        refiner = make_refiner(settings) if settings.validate_with_crf or is_last else None
+
+        def score_now(network: nn.Module, visit: scoring.Visit) -> EvaluationResult:
+            segmenter = RecoPlusSegmenter(network, fabric.device, settings.precision)
+            return score(settings, segmenter, refiner, benchmark, visit=visit)
+
+        return scoring.TrainingEvaluation(score_now, benchmark, run)(network, iteration)
+
+    result = train_deeplab(
+        settings,
+        num_classes=len(names),
+        ignore_index=settings.ignore_index,
+        dataset=samples,
+        collate=collate_samples,
+        loop=stages.loop_settings(settings),
+        run=run,
+        fabric=fabric,
+        resume=resume,
+        score=None if benchmark is None else score_network,
+        selecting_score="mean_iou_crf" if uses_crf else scoring.selecting_score(benchmark),
+        config=yaml_values(settings),
+        decisive={"categories": list(names), **{key: yaml_values(settings)[key] for key in DECISIVE}},
+        category_names=names,
+    )
+    logger.info("trained for %d iterations: %s", result.iteration, run.path)
+
+
+def report_heading(settings: RecoSettings, names: Sequence[str]) -> dict[str, str]:
+    """Title and subtitle of a run's report."""
+    return {
+        "title": f"ReCo+: {settings.dataset_name or 'your own categories'}",
+        "subtitle": f"{len(names)} categories, {settings.segmenter}, {settings.num_iterations} iterations",
+    }
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def score(
+    settings: RecoSettings,
+    segmenter: PixelSegmenter,
+    refiner: CrfRefiner | None,
+    benchmark: Benchmark,
+    *,
+    visit: scoring.Visit | None = None,
+) -> EvaluationResult:
+    """Run a segmenter over a benchmark, with and without the CRF in one pass."""
+    return scoring.score(
+        settings,
+        segmenter,
+        benchmark,
+        device=segmenter.device,
+        with_instances=False,
+        protocol={
+            "background": "none: every pixel has a category",
+            "prompts": "none: the classes are the network's own",
+            "refiner": "none" if refiner is None else describe_refiner(settings),
+            "extra": {"precision": settings.precision, "segmenter": settings.segmenter},
+        },
+        refiner=refiner,
+        visit=visit,
+    )
+
+
+def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
+    """Score weights of ReCo+; see `systems.reco.evaluate`."""
+    from training.launch import evaluation_device
+
+    device = evaluation_device(settings.device, settings.precision)
+    benchmark = open_split(settings, settings.split, with_labels=True)
+    stored = read_deeplab(weights, benchmark.num_classes)
+    if stored.category_names is not None and stored.category_names != list(benchmark.category_names):
+        raise WeightsError(
+            f"{stored.source}: this run learnt other categories than those of {benchmark.name}, "
+            f"{', '.join(stored.category_names[:3])}, ... Evaluate it on the benchmark that it was trained for."
+        )
+    segmenter = RecoPlusSegmenter(stored.network.to(device), device, settings.precision)
+    refiner, folder = make_refiner(settings), RunFolder(scoring.evaluation_path(settings, weights))
+    return scoring.evaluate_weights(
+        settings, benchmark, folder, lambda visit: score(settings, segmenter, refiner, benchmark, visit=visit)
+    )

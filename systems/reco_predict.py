@@ -1,0 +1,223 @@
+"""Predictions of ReCo and ReCo+: label maps from a network, and beside it those of the dense CRF.
+
+The network's scores at full size exist for a few pictures at a time only: they are made when the CRF is ready to take
+them, and stay in this process.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluation.evaluate import Prediction
+from evaluation.pictures import Segmentation
+from evaluation.prediction_stream import Refinable
+from evaluation.regions import region_results
+from networks.deeplab_prediction import compute_logits, label_pixels
+from networks.interpolation import resize
+from networks.reco_prediction import RecoGrids, log_probabilities, predict_labels, score_maps
+from pseudo_labels.crf_pool import label_pictures, num_processors
+from pseudo_labels.dense_crf import DenseCrfSettings, crf_image
+from utils.device import autocast
+from utils.images import shrink_to
+from utils.normalisation import normalise_images
+from utils.settings import RecoSettings
+
+
+@dataclass(frozen=True)
+class PixelSegmenter(ABC):
+    """Pictures in, label maps out, and what a CRF makes better ones of.
+
+    Attributes:
+        network: in evaluation mode, on the device.
+        device: where it is.
+        precision: "fp32", "bf16" or "fp16".
+    """
+
+    network: nn.Module
+    device: torch.device
+    precision: str = "fp32"
+
+    def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = False) -> list[Prediction]:
+        """Label pictures of one size.
+
+        Args:
+            images: RGB, uint8, (B, h, w, 3), on the device.
+            size: (H, W) of the results; for the CRF that of the pictures.
+            with_instances: must be false: these networks know no instances.
+
+        Returns:
+            One prediction per picture: labels int64 (H, W), and what the CRF wants.
+        """
+        assert not with_instances  # noqa: S101 - callers ask for labels only
+        found = self.compute(images)
+        return [
+            Prediction(label, refinable=partial(self.refinable, image, found, number, size))
+            for number, (image, label) in enumerate(zip(images, self.labels(found, size), strict=True))
+        ]
+
+    def refinable(self, image: Tensor, found: Any, number: int, size: tuple[int, int]) -> Refinable:
+        """BGR picture and scores of one picture of a batch, for the CRF."""
+        normalised = normalise_images(image.cpu().permute(2, 0, 1))  # (h, w, 3) -> (3, h, w)
+        return crf_image(normalised), self.scores(found, number, size).cpu().numpy()
+
+    @abstractmethod
+    def compute(self, images: Tensor) -> Any:
+        """What the network says of pictures (B, h, w, 3), uint8, at its own grid."""
+
+    @abstractmethod
+    def labels(self, found: Any, size: tuple[int, int]) -> Tensor:
+        """The best class of every pixel, (B, H, W), int64."""
+
+    @abstractmethod
+    def scores(self, found: Any, number: int, size: tuple[int, int]) -> Tensor:
+        """Scores of one picture of a batch, whose softmax the CRF starts from: (N, H, W), float32."""
+
+    @abstractmethod
+    def certainty(self, found: Any, size: tuple[int, int]) -> Tensor:
+        """How well the best class of every pixel fits, in (0, 1), of the first picture: (H, W)."""
+
+
+@dataclass(frozen=True)
+class RecoSegmenter(PixelSegmenter):
+    """ReCo with references (`networks.reco.Reco`).
+
+    Attributes:
+        scored_as: label of every category, (N,), int64, on the device, where finer ones are predicted than scored.
+    """
+
+    scored_as: Tensor | None = None
+
+    def compute(self, images: Tensor) -> RecoGrids:
+        """See `PixelSegmenter`."""
+        with autocast(self.device, self.precision):
+            return self.network(normalise_images(images.permute(0, 3, 1, 2)))  # (B, h, w, 3) -> (B, 3, h, w)
+
+    def labels(self, found: RecoGrids, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`."""
+        labels = predict_labels(found, size)
+        return labels if self.scored_as is None else self.scored_as[labels]
+
+    def scores(self, found: RecoGrids, number: int, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`; log-probabilities."""
+        return log_probabilities(found.part(slice(number, number + 1)), size)[0]
+
+    def certainty(self, found: RecoGrids, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`; the best of the scores at the larger grid."""
+        grid = found.similarity.shape[-2:]
+        return resize(score_maps(found.part(slice(0, 1)), grid).amax(dim=1), size)[0]
+
+
+@dataclass(frozen=True)
+class RecoPlusSegmenter(PixelSegmenter):
+    """The DeepLabv3+ of ReCo+.
+
+    Attributes:
+        classes: the network's classes to choose between, in the order of the labels; None: all.
+    """
+
+    classes: Sequence[int] | None = None
+
+    def compute(self, images: Tensor) -> Tensor:
+        """See `PixelSegmenter`."""
+        logits = compute_logits(self.network, images, precision=self.precision)
+        return logits if self.classes is None else logits[:, list(self.classes)]
+
+    def labels(self, found: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`."""
+        return label_pixels(found, size)
+
+    def scores(self, found: Tensor, number: int, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`; logits."""
+        return resize(found[number], size)
+
+    def certainty(self, found: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `PixelSegmenter`; the best probability."""
+        return resize(found[:1].softmax(dim=1).amax(dim=1), size)[0]
+
+
+@dataclass(frozen=True)
+class CrfRefiner:
+    """The dense CRF, on threads of this process.
+
+    Attributes:
+        settings: its constants.
+        num_threads: pictures at a time.
+        scored_as: label of every category, (N,), where finer categories are predicted than scored.
+        name: of its scores.
+    """
+
+    settings: DenseCrfSettings
+    num_threads: int
+    scored_as: np.ndarray | None = None
+    name: str = "crf"
+
+    def __call__(self, pictures: Iterable[Refinable]) -> Iterator[Tensor]:
+        """Labels (H, W), int64, in order.
+
+        Raises:
+            UserError: if the memory does not suffice; says the need, and what lowers it.
+        """
+        for labels in label_pictures(pictures, self.settings, num_threads=self.num_threads):
+            yield torch.from_numpy(labels if self.scored_as is None else self.scored_as[labels])
+
+
+def make_refiner(settings: RecoSettings, scored_as: np.ndarray | None = None) -> CrfRefiner | None:
+    """The CRF of the settings; None if they switch it off."""
+    if settings.crf is None:
+        return None
+    constants = settings.crf.model_dump(exclude={"num_threads"})
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the processors
+    num_threads = settings.crf.num_threads or max(num_processors() // ranks_here, 1)
+    return CrfRefiner(DenseCrfSettings(**constants), num_threads, scored_as)
+
+
+def describe_refiner(settings: RecoSettings) -> str:
+    """The CRF in words, for protocols."""
+    crf = settings.crf
+    if crf is None:
+        return "none"
+    place = f"place {crf.gaussian_weight:g} x ({crf.gaussian_sxy:g} px)"
+    colour = f"colour {crf.bilateral_weight:g} x ({crf.bilateral_sxy:g} px, {crf.bilateral_srgb:g} levels)"
+    return f"scores with CRF: dense CRF, {crf.iterations} iterations, {place}, {colour}"
+
+
+@torch.inference_mode()
+def segment_picture(
+    segmenter: PixelSegmenter, refiner: CrfRefiner | None, picture: np.ndarray, *, long_edge: int | None = None
+) -> Segmentation:
+    """Segment one picture; connected regions of one category are its instances.
+
+    Args:
+        segmenter: the network.
+        refiner: the CRF; None: plain labels.
+        picture: RGB, uint8, (H, W, 3).
+        long_edge: pictures with a longer side are shrunk to it for network and CRF; results have the picture's size.
+
+    Returns:
+        Labels count from 1; no pixel is 0.
+    """
+    small = np.ascontiguousarray(shrink_to(picture, long_edge))
+    images, size = torch.from_numpy(small)[None].to(segmenter.device), picture.shape[:2]
+    found = segmenter.compute(images)
+    certainty = segmenter.certainty(found, size).cpu().numpy()
+    if refiner is None:
+        labels = segmenter.labels(found, size)[0].cpu().numpy()
+    else:
+        (refined,) = refiner([segmenter.refinable(images[0], found, 0, small.shape[:2])])
+        labels = refined.numpy()[nearest_rows(size[0], small.shape[0])[:, None], nearest_rows(size[1], small.shape[1])]
+    label_map = labels.astype(np.int16) + 1
+    return Segmentation(label_map, region_results(label_map, certainty))
+
+
+def nearest_rows(length: int, source_length: int) -> np.ndarray:
+    """The row of a shrunk picture that each of `length` rows shows: int64, (length,)."""
+    return ((np.arange(length) + 0.5) * (source_length / length)).astype(np.int64)

@@ -1,0 +1,183 @@
+"""ReCo's first two stages: pictures retrieved for the names, and one reference embedding per name computed of them.
+
+Co-segmentation itself: `pseudo_labels/reference_pictures.py` and below. What references are good for:
+`reco_predict.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from networks.patch_encoders import PatchEncoder, load_encoder
+from networks.reco import Reco
+from pseudo_labels.reference_building import needed_categories
+from pseudo_labels.references import References, ReferenceSettings, read_references, write_references
+from retrieval.prompts import load_templates
+from systems import reco_places, stages
+from systems.text_cache import cached_text
+from training.run_folder import RunFolder
+from utils.distributed import on_main
+from utils.log import get_logger
+from utils.settings import RecoSettings
+
+if TYPE_CHECKING:
+    from networks.dense_clip import DenseClip
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class RecoNetworks:
+    """ReCo's networks, each loaded when it is first asked for.
+
+    Attributes:
+        settings: which they are.
+        device: where they are put.
+    """
+
+    settings: RecoSettings
+    device: torch.device
+
+    @cached_property
+    def encoder(self) -> PatchEncoder:
+        """The image encoder, whose features references are made of."""
+        return load_encoder(self.settings.encoder_arch, self.settings.encoder_weights).to(self.device)
+
+    @cached_property
+    def tower(self) -> DenseClip:
+        """The dense CLIP, which compares pictures with names."""
+        from networks.clip import load_clip  # takes seconds to import
+        from networks.dense_clip import dense_clip
+
+        return dense_clip(load_clip(self.settings.dense_clip_arch, device=self.device, towers=("image",)))
+
+    def text(self, names: Sequence[str]) -> Tensor:
+        """Unit text vectors of names, averaged over the prompts: (N, D), float32, on the device; made once."""
+        source, templates = self.settings.dense_clip_arch, load_templates(self.settings.prompts)
+
+        def embed() -> Tensor:
+            from networks.clip import load_clip
+            from networks.dense_clip import text_vectors
+
+            logger.info("embedding %d names with the text tower of %s", len(names), source)
+            clip = load_clip(source, device=self.device, towers=("text",))
+            return text_vectors(clip, names, templates)
+
+        return cached_text(source, "prompt ensemble", *templates, "names", *names, make=embed).to(self.device)
+
+    def with_references(self, references: References) -> Reco:
+        """The whole network, in evaluation mode, on the device.
+
+        Args:
+            references: of the categories to choose between; they fit the encoder.
+        """
+        sharpens = self.settings.dense_clip_inference
+        network = Reco(
+            self.encoder,
+            references.vectors,
+            tower=self.tower if sharpens else None,
+            text=self.text(references.names) if sharpens else None,
+            temperature=self.settings.temperature,
+        )
+        return network.to(self.device).eval()
+
+
+def reference_settings(settings: RecoSettings) -> ReferenceSettings:
+    """What reference embeddings depend on, as it is kept beside them."""
+    encoder = stages.model_identity(settings.encoder_arch)
+    if settings.encoder_weights is not None:
+        encoder += f", {stages.model_identity(str(settings.encoder_weights))}"
+    return ReferenceSettings(
+        encoder=encoder,
+        dense_clip=stages.model_identity(settings.dense_clip_arch),
+        retrieval_clip=stages.model_identity(settings.retrieval_clip),
+        templates=load_templates(settings.prompts),
+        num_images=settings.num_images,
+        text_attention=settings.text_attention,
+        context_elimination=settings.context_elimination,
+        context_categories=tuple(settings.context_categories),
+        temperature=settings.temperature,
+        seed_window=settings.seed_window,
+    )
+
+
+def index_settings(settings: RecoSettings) -> RecoSettings:
+    """The settings with the folders of index images as they are: ImageNet's root stands for one of its splits."""
+    split = settings.imagenet_split
+    folders = [folder / split if split and (folder / split).is_dir() else folder for folder in settings.index_dirs]
+    return settings.model_copy(update={"index_dirs": folders})
+
+
+def find_archive(settings: RecoSettings, names: Sequence[str], options: ReferenceSettings) -> stages.Archive:
+    """Pictures of every name and of the context categories, retrieved unless they are already."""
+    needed = needed_categories(names, options)
+    if around := [name for name in options.used_context if name not in names]:
+        logger.info("retrieval: pictures of the context categories, too: %s", ", ".join(around))
+    return stages.build_archive(index_settings(settings), needed, RunFolder(reco_places.shared_path(settings)))
+
+
+def known_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References | None:
+    """References of the names, if a file that the settings name or an earlier run holds them.
+
+    Raises:
+        DataError: the file is damaged, or is of other categories, another encoder or other settings.
+    """
+    path, options = settings.reference_path, reference_settings(settings)
+    if path is None:
+        path = reco_places.reference_cache(settings)
+        if not path.is_file():
+            return None
+    return read_references(path, categories=names, width=networks.encoder.width, settings=options)
+
+
+def find_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References:
+    """References of the names: read, or computed of retrieved pictures and kept.
+
+    Args:
+        settings: of the run; its folders are held.
+        names: categories in label order.
+        networks: of the run.
+
+    Raises:
+        UserError: whatever is wrong with files, pictures or settings.
+    """
+    with RunFolder(reco_places.shared_path(settings)).locked():
+        references = known_references(settings, names, networks)
+        if references is not None:
+            return references
+        archive = find_archive(settings, names, reference_settings(settings))
+        path = reco_places.reference_cache(settings)
+        on_main(lambda: _compute(settings, names, networks, archive, path))
+    return known_references(settings, names, networks)
+
+
+def _compute(
+    settings: RecoSettings, names: Sequence[str], networks: RecoNetworks, archive: stages.Archive, path: Path
+) -> None:
+    """Compute references and write them."""
+    from pseudo_labels.reference_pictures import make_references
+    from systems.reco_report import SeedPictures
+
+    options = reference_settings(settings)
+    needed = needed_categories(names, options)
+    texts = dict(zip(needed, networks.text(needed), strict=True)) if settings.text_attention else None
+    references = make_references(
+        names,
+        archive,
+        encoder=networks.encoder,
+        tower=networks.tower if settings.text_attention else None,
+        text=texts,
+        settings=options,
+        device=networks.device,
+        num_workers=settings.val_loader.num_workers,
+        watcher=SeedPictures(path.with_name("cosegmentation")),
+    )
+    write_references(path, references, options)
+    logger.info("references of %d categories: %s", len(names), path)
