@@ -25,7 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from utils.config_problems import nearest
-from utils.download_table import FILES, RemoteFile
+from utils.download_table import BY_HAND, FILES, RemoteFile
 from utils.errors import UserError
 from utils.log import format_seconds, get_logger, setup_logging
 
@@ -279,7 +279,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging()
     if not options.names:
         lines = [f"{name:60s} {file.about}" for name, file in FILES.items()]
-        sys.stdout.write("\n".join([*lines, f"Downloads go to {cache_dir()}", ""]))
+        by_hand = [f"{name:60s} {about}" for name, about in BY_HAND.items()]
+        sys.stdout.write("\n".join([*lines, f"Downloads go to {cache_dir()}", "", "By hand, from the authors' pages:"]))
+        sys.stdout.write("\n".join(["", *by_hand, ""]))
         return 0
     try:
         for name in options.names:

@@ -47,6 +47,14 @@ def _dino(stem: str, about: str) -> tuple[str, RemoteFile]:
     return f"{stem}.pth", RemoteFile(f"{_DINO}/{stem}/{stem}.pth", f"dino/{stem}.pth", about)
 
 
+# Published files without an address that is known here -> what they are, and where they belong.
+BY_HAND: dict[str, str] = {
+    "namedmask_<benchmark>.pt": "NamedMask; its path is the first argument of the benchmark's script",
+    "expert_<category>.pt": "NamedMask's experts of VOC2012; experts.dir_weights=FOLDER names their folder",
+    "<benchmark>_category_to_p_images_n500.json": "images retrieved by NamedMask; into archives/namedmask/",
+    "SelfMask's masks of ImageNet (zip)": "unpack as ImageNet2012/train_pseudo_masks_selfmask/",
+    "NamedMask's experts' masks (zips)": "unpack as ImageNet2012/train_pseudo_masks_experts/<benchmark>/",
+}
 FILES: dict[str, RemoteFile] = dict(
     [
         _clip("RN50", "RN50.pt", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),

@@ -24,6 +24,7 @@ from networks.deeplab import DeepLabV3Plus, deeplab_from_state_dict
 from pseudo_labels.store import imagenet_mask_path, write_mask
 from retrieval.convert import write_embedding_pickle
 from retrieval.index import ArrayIndex
+from systems.experts import expert_settings
 from systems.stages import category_names, open_benchmark
 from tests.parity import fill
 from tests.systems.tiny_world import DIMENSIONS, make_tiny_world
@@ -133,6 +134,29 @@ def test_every_script_is_covered() -> None:
     assert set(SCRIPTS) == {*BENCHMARKS, *(f"{name}_ex" for name in WITH_EXPERTS), *EXPERTS, *OTHERS}
     assert all(os.access(path, os.X_OK) and config_of(name).is_file() for name, path in SCRIPTS.items())
     assert set(WITH_EXPERTS) == set(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/namedmask").glob("*_n500_cp2*.yaml")))
+def test_configurations_hold_the_published_recipe(name: str) -> None:
+    s = load_settings(ROOT / "configs" / "namedmask" / f"{name}.yaml")
+    assert (s.segmenter, s.backbone_weights, s.num_images, s.max_objects) == ("deeplabv3plus_resnet50", "dino", 500, 2)
+    assert (s.train_loader.batch_size, s.num_iterations, s.eval_interval, s.log_interval) == (16, 20000, 1000, 100)
+    assert (s.optimiser.head_lr, s.optimiser.backbone_lr, s.optimiser.weight_decay) == (5e-4, 5e-5, 2e-4)
+    assert (s.train_image_size, s.scale_range, s.val_loader.batch_size, s.precision) == (384, (0.1, 1.0), 1, "fp32")
+    assert (s.experts.num_iterations, s.experts.train_loader.batch_size) == (5000, 8)
+    assert s.use_expert_masks == name.endswith("_ex")
+    assert s.ignore_index == (1000 if s.dataset_name == "imagenet-s" else 255)
+    plain = load_settings(ROOT / "configs" / "namedmask" / f"{name.removesuffix('_ex')}.yaml")
+    assert s.model_copy(update={"use_expert_masks": False}) == plain
+
+
+@pytest.mark.parametrize("script", EXPERTS)
+def test_configurations_of_experts_hold_the_published_recipe(script: str) -> None:
+    s = expert_settings(load_settings(config_of(script)))
+    assert (s.train_loader.batch_size, s.num_iterations, s.eval_interval, s.max_objects) == (8, 5000, 1000, 1)
+    assert (s.train_image_size, s.ignore_index, s.use_expert_masks) == (384, 255, False)
+    assert s.evaluates_in_training == (s.dataset_name == "voc2012_category")
+    assert s.split == ("train" if s.dataset_name == "voc2012_category" else "val")
 
 
 # ---- benchmarks -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 import pytest
 
-from utils.download import download, fetch
-from utils.download_table import FILES, RemoteFile
+from utils.download import download, fetch, main
+from utils.download_table import BY_HAND, FILES, RemoteFile
 from utils.errors import UserError
 
 BODY = bytes(i * 7919 % 251 for i in range(300_000))
@@ -204,3 +204,10 @@ def test_the_table_is_sound() -> None:
         assert file.sha256 is None or (len(file.sha256) == 64 and file.sha256 in file.url)
     assert FILES["ViT-L/14@336px"].url.endswith("/ViT-L-14-336px.pt")
     assert FILES["selfmask_nq20.pt"].url.endswith("/selfmask/shared_files/selfmask_nq20.pt")
+
+
+def test_the_list_also_names_what_is_to_be_got_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in (*FILES, *BY_HAND))
+    assert "namedmask_<benchmark>.pt" in listed.split("By hand, from the authors' pages:")[1]
