@@ -73,7 +73,7 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
 
     @property
     def evaluates_in_training(self) -> bool:
-        """See `RecipeSettings`; experts may be trained without scores."""
+        """See `RetrievalSettings`; experts may be trained without scores."""
         is_wanted = self.experts.eval_interval is not None or not self.scores_single_categories
         return is_wanted and super().evaluates_in_training
 

@@ -101,6 +101,11 @@ class RetrievalSettings(RunSettings):
         return problems
 
     @property
+    def base_dataset(self) -> str | None:
+        """The benchmark whose categories these are."""
+        return self.dataset_name
+
+    @property
     def evaluates_in_training(self) -> bool:
         """Whether training stops for scores: a benchmark is chosen and its folder is given."""
         return self.dataset_name is not None and self.benchmark_dir is not None
