@@ -84,10 +84,10 @@ class LabelFolder:
             if not path.is_file():
                 write_json(path, facts)
                 return
-            record = read_json(path, what="record of how label PNGs were made")
+            record = _flat(read_json(path, what="record of how label PNGs were made"))
             differing = [
                 f"\n  {key}: made with {_shown(record.get(key))}, now {_shown(value)}"
-                for key, value in facts.items()
+                for key, value in _flat(facts).items()
                 if record.get(key) != value
             ]
             if differing:
@@ -97,6 +97,14 @@ class LabelFolder:
                 )
 
         on_main(check)
+
+
+def _flat(facts: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Facts without blocks: `{"crf": {"iterations": 10}}` -> `{"crf.iterations": 10}`."""
+    flat: dict[str, Any] = {}
+    for key, value in facts.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
 
 
 def _shown(value: Any) -> str:
@@ -152,8 +160,10 @@ def write_pseudo_labels(
     with LabelWriter() as writer, torch.inference_mode():
         for picture, prediction in pairs:
             for kind in folder.kinds:
-                labels = prediction.refined if kind == CRF_FOLDER else prediction.labels
-                writer.write(folder.file(kind, Path(picture.path)), labels.to("cpu", torch.uint8).numpy())
+                path = folder.file(kind, Path(picture.path))
+                if not is_complete(path):  # the file of one kind may have been written before the run was killed
+                    labels = prediction.refined if kind == CRF_FOLDER else prediction.labels
+                    writer.write(path, labels.to("cpu", torch.uint8).numpy())
     gathered = all_gather_objects(refused, group)
     if is_main():
         _report_refused([entry for part in gathered for entry in part], folder.path / REFUSED)

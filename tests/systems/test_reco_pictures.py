@@ -1,0 +1,143 @@
+"""ReCo on users' own names and pictures, through the two commands, with and without a trained network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import inference
+import train
+from datasets.shapes.world import World
+from pseudo_labels.references import read_references
+from systems import find_system
+from tests.systems.tiny_reco import make_stuff_world, tiny_words
+from utils.files import read_json
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs/reco/custom.yaml")
+NAMES = ["road", "sky", "grass", "house"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_stuff_world(tmp_path_factory.mktemp("stuff"), num_stuff_index=8)
+
+
+@pytest.fixture(scope="module")
+def pictures(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in a folder without any layout, one of them broken."""
+    folder = tmp_path_factory.mktemp("own") / "my pictures" / "2024"
+    folder.mkdir(parents=True)
+    for path in sorted((world.stuff_index_dir / "train").rglob("*.JPEG")):
+        shutil.copy(path, folder / f"{path.stem}.jpeg")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder.parent
+
+
+def words(world: World, pictures: Path, runs: Path) -> list[str]:
+    names = ", ".join(NAMES)
+    own = [f"categories=[{names}]", f"dir_train_dataset={pictures}", f"dir_ckpt={runs}", "name=mine"]
+    return [*tiny_words(world), *own, "context_categories=[sky, tree]", "picture_shorter_side=40"]
+
+
+@pytest.fixture(scope="module")
+def run(world: World, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a ReCo run."""
+    os.environ["UNMASKED_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    runs = tmp_path_factory.mktemp("runs")
+    assert train.main(["--config", CONFIG, *words(world, pictures, runs)]) == 0
+    return runs / "mine"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(run: Path) -> None:
+    """One cache for the module: text vectors are made once."""
+
+
+def test_names_become_references(run: Path) -> None:
+    assert read_references(run / "references.safetensors").names == tuple(NAMES)
+    assert set(read_json(run / "category_to_p_images.json")) == {*NAMES, "tree"}
+    (unreadable,) = run.rglob("unreadable.txt")
+    assert "broken.jpg" in unreadable.read_text()
+    page = (run / "report.html").read_text()
+    assert "Retrieved pictures and what they have in common" in page
+    assert "grass" in page
+    assert find_system(run) == "reco"
+
+
+def test_pictures_are_segmented_by_names(
+    run: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert inference.main(["--weights", str(run), "--images", str(pictures), "--output", str(out)]) == 0
+    told = capfd.readouterr().err
+    for text in ("segmenting by 4 names on cpu, with the CRF (crf=off is faster)", "refused", "broken.jpg"):
+        assert text in told
+    document = read_json(out / "instances.json")
+    assert [(c["id"], c["name"]) for c in document["categories"]] == list(enumerate(NAMES, start=1))
+    assert len(document["images"]) == 8
+    for path in (out / "labels").rglob("*.png"):
+        assert 1 <= np.asarray(Image.open(path)).min() <= np.asarray(Image.open(path)).max() <= 4
+
+
+def test_some_of_the_names_with_and_without_the_crf(run: Path, pictures: Path, tmp_path: Path) -> None:
+    (first, *_) = sorted(pictures.rglob("*.jpeg"))
+    options = ["--weights", str(run / "references.safetensors"), "--images", str(first), "--categories", "house,sky"]
+    for name, more in (("plain", ["crf=off"]), ("crf", []), ("small", ["picture_long_edge=32"])):
+        assert inference.main([*options, "--output", str(tmp_path / name), *more]) == 0
+        (path,) = (tmp_path / name / "labels").iterdir()
+        labels = np.asarray(Image.open(path))
+        assert labels.shape == Image.open(first).size[::-1]
+        assert set(np.unique(labels)) <= {1, 2}
+    assert [c["name"] for c in read_json(tmp_path / "crf" / "instances.json")["categories"]] == ["house", "sky"]
+
+
+def test_names_without_a_reference_are_refused(run: Path, pictures: Path, capfd: pytest.CaptureFixture) -> None:
+    assert inference.main(["--weights", str(run), "--images", str(pictures), "--categories", "whale"]) == 2
+    told = capfd.readouterr().err
+    assert "--categories: this run has no reference of 'whale'; it knows road, sky, grass, house. Run train.py" in told
+    assert "Traceback" not in told
+
+
+def test_a_network_trained_on_own_pictures(
+    run: Path, world: World, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """In the folder of the ReCo run: its references are used."""
+    shutil.copytree(run, tmp_path / "mine")
+    command = ["--config", CONFIG, *words(world, pictures, tmp_path), "method=reco_plus", "n_iters=2"]
+    assert train.main(command) == 0
+    told = capfd.readouterr().err
+    for text in ("no labels: ", "1 pictures without labels: ", "training set: 8 pictures", "trained for 2 iterations"):
+        assert text in told
+    assert "image archive" not in told
+    labels = sorted((tmp_path / "mine").glob("dt_crf/2024/*.jpeg.png"))
+    assert len(labels) == 8
+    assert {min(np.asarray(Image.open(path)).shape) for path in labels} == {40}
+    assert train.main(command) == 0
+    told = capfd.readouterr().err
+    assert "all 2 iterations are done already" in told
+    assert "pseudo-labels: " not in told  # nothing is left to label: the broken picture is known
+    out = tmp_path / "out"
+    (first, *_) = sorted(pictures.rglob("*.jpeg"))
+    assert inference.main(["--weights", str(tmp_path / "mine"), "--images", str(first), "--output", str(out)]) == 0
+    assert [category["name"] for category in read_json(out / "instances.json")["categories"]] == NAMES
+    page = (tmp_path / "mine" / "report.html").read_text()
+    assert "ReCo+: your own categories" in page
+    assert "Training" in page
+
+
+def test_pictures_of_another_place_to_learn_from(run: Path, world: World, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in sorted(pictures.rglob("*.jpeg"))[:2]:
+        shutil.copy(path, other)
+    more = ["method=reco_plus", "n_iters=1", f"dir_pictures={other}", "crf=off"]
+    assert train.main(["--config", CONFIG, *words(world, pictures, tmp_path), *more]) == 0
+    assert len(list((tmp_path / "mine" / "dt").glob("*.jpeg.png"))) == 2
+    assert not (tmp_path / "mine" / "dt_crf").exists()
