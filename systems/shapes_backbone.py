@@ -1,7 +1,7 @@
-"""The built-in world's MobileNetV2, taught without a label: it learns to say of every cell what the world's CLIP says.
+"""The built-in world's MobileNetV2, taught without a label: it learns to say of pictures what the world's CLIP says.
 
-Stages: unlabelled pictures -> CLIP's patch tokens, the lessons -> ``mobilenet.pt``, which a DeepLabv3+ may start from.
-Run by ``pretrain_world.sh``.
+Stages: unlabelled pictures -> CLIP's tokens and embeddings, the lessons -> ``mobilenet.pt``, from which a DeepLabv3+ may
+start. Run by ``pretrain_world.sh``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datasets.shapes.world import make_world
 from networks.checkpoints import read_state_dict
-from networks.clip import load_clip
+from networks.clip import CLIP_MEAN, CLIP_STD, ClipModel, load_clip
 from networks.interpolation import resize
 from networks.mobilenet import DilatedMobileNetV2
 from networks.zutis import Zutis
@@ -32,15 +33,15 @@ from utils.normalisation import normalise_images
 from utils.seeds import seed_everything
 
 _logger = get_logger(__name__)
-CROP_SIZE, NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 64, 600, 16, 2e-3
+CROP_SIZE, NUM_STEPS, BATCH_SIZE, LEARNING_RATE, NUM_MEAN_CROPS = 64, 1000, 16, 3e-3, 256
 
 
 class CropDataset:
-    """Random crops of pictures, flipped half of the time; sample i is a pure function of (seed, i).
+    """Random square crops of pictures at one size, flipped half of the time; sample i is a function of (seed, i).
 
     Args:
         paths: pictures of at least ``size`` pixels along each side.
-        size: side of a crop.
+        size: side of a sample; crops have between this side and the picture's shorter one.
         seed: of all samples.
     """
 
@@ -51,42 +52,76 @@ class CropDataset:
         """RGB, uint8, (size, size, 3)."""
         rng = np.random.default_rng((self.seed, position))
         image = read_rgb(self.paths[rng.integers(len(self.paths))])
-        top, left = (int(rng.integers(side - self.size + 1)) for side in image.shape[:2])
-        crop = image[top : top + self.size, left : left + self.size]
+        side = int(rng.integers(self.size, min(image.shape[:2]), endpoint=True))
+        top, left = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
+        crop = image[top : top + side, left : left + side]
+        crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return torch.from_numpy(np.ascontiguousarray(crop[:, ::-1] if rng.random() < 0.5 else crop))
 
 
-class TokenStudent(nn.Module):
-    """A backbone of stride 8 and a linear map from its features to the teacher's tokens."""
+class Student(nn.Module):
+    """A backbone of stride 8 with linear maps from its features, and from their mean, to the teacher's space."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.backbone = DilatedMobileNetV2()
         self.head = nn.Conv2d(self.backbone.width, width, 1)
+        self.pooled_head = nn.Linear(self.backbone.width, width)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised pictures (B, 3, H, W) -> tokens (B, D, H/8, W/8)."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pictures (B, 3, H, W) -> tokens (B, D, H/8, W/8) and embeddings (B, D)."""
         _, high = self.backbone.low_and_high(images)
-        return self.head(high)
+        return self.head(high), self.pooled_head(high.mean(dim=(2, 3)))
+
+
+class Teacher:
+    """What CLIP says of pictures, less what it says of all of them: most of every direction is shared.
+
+    Args:
+        clip: the world's CLIP.
+        crops: pictures for the mean, (N, S, S, 3), uint8.
+    """
+
+    def __init__(self, clip: ClipModel, crops: Tensor) -> None:
+        self.clip = clip
+        self.dense = Zutis.from_clip(clip).float().eval().requires_grad_(False)
+        tokens, embeddings = self._compute(crops)
+        self.mean_token, self.mean_embedding = tokens.mean(dim=(0, 2, 3)), embeddings.mean(dim=0)
+        self.width = len(self.mean_token)
+
+    def __call__(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, D, h, w) and embeddings (B, D) of crops (B, S, S, 3), uint8, without their means."""
+        tokens, embeddings = self._compute(crops)
+        return tokens - self.mean_token[:, None, None], embeddings - self.mean_embedding
+
+    @torch.no_grad()
+    def _compute(self, crops: Tensor) -> tuple[Tensor, Tensor]:
+        images = crops.permute(0, 3, 1, 2)
+        tokens = self.dense(normalise_images(images), all_layers=False).patch_tokens.permute(0, 3, 1, 2)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        embeddings = self.clip.encode_image((images / 255 - mean) / std).float()
+        return tokens, nn.functional.normalize(embeddings, dim=1)
 
 
 @dataclass(frozen=True)
-class TokenStep:
-    """One lesson: the mean of 1 - cosine between the student's enlarged and the teacher's tokens.
+class TeachingStep:
+    """One lesson: 1 - cosine between student and teacher, for every token and for the whole crop.
 
     Attributes:
-        teacher: gives unit patch tokens.
+        teacher: see `Teacher`.
     """
 
-    teacher: Zutis
+    teacher: Teacher
 
-    def __call__(self, student: nn.Module, images: Tensor, step: Step) -> dict[str, Tensor]:
-        """Loss of crops (B, S, S, 3), uint8."""
-        pixels = normalise_images(images.permute(0, 3, 1, 2))
-        with torch.no_grad():
-            tokens = self.teacher(pixels, all_layers=False).patch_tokens.permute(0, 3, 1, 2)  # (B, D, h, w)
-        found = resize(student(pixels.contiguous(memory_format=torch.channels_last)), tuple(tokens.shape[2:]))
-        return {"loss": 1 - nn.functional.cosine_similarity(found, tokens).mean()}
+    def __call__(self, student: nn.Module, crops: Tensor, step: Step) -> dict[str, Tensor]:
+        """Losses of crops (B, S, S, 3), uint8."""
+        tokens, embeddings = self.teacher(crops)
+        images = normalise_images(crops.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+        found_tokens, found_embeddings = student(images)
+        found_tokens = resize(found_tokens, tuple(tokens.shape[2:]))
+        token_loss = 1 - nn.functional.cosine_similarity(found_tokens, tokens).mean()
+        embedding_loss = 1 - nn.functional.cosine_similarity(found_embeddings, embeddings).mean()
+        return {"loss": token_loss + embedding_loss, "token_loss": token_loss, "embedding_loss": embedding_loss}
 
 
 def pretrain_backbone(output_dir: Path, *, num_workers: int = 2) -> Path:
@@ -106,16 +141,18 @@ def pretrain_backbone(output_dir: Path, *, num_workers: int = 2) -> Path:
     options = {"image_size": PICTURE_SIZE, "seed": WORLD_SEED, "num_workers": num_workers}
     image_dir = make_world(work_dir / "world", num_pass=NUM_PICTURES, **options).pass_dir / "images"
     seed_everything(0)
-    teacher = Zutis.from_clip(load_clip(output_dir / "clip.pt")).float().eval().requires_grad_(False)
-    student = TokenStudent(teacher(torch.zeros(1, 3, CROP_SIZE, CROP_SIZE)).patch_tokens.shape[-1])
+    crops = CropDataset(list_pictures([image_dir]), CROP_SIZE)
+    sample = _stack([crops[position] for position in range(NUM_MEAN_CROPS)])
+    teacher = Teacher(load_clip(output_dir / "clip.pt"), sample)
+    student = Student(teacher.width)
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.05, fused=True)
     run = RunFolder(work_dir / "runs" / "mobilenet")
     fit(
         student.to(memory_format=torch.channels_last),
-        training_step=TokenStep(teacher),
+        training_step=TeachingStep(teacher),
         optimizer=optimizer,
         schedule=PolyLR(optimizer, NUM_STEPS, min_lr=1e-5).rates,
-        dataset=CropDataset(list_pictures([image_dir]), CROP_SIZE),
+        dataset=crops,
         collate=_stack,
         loop=LoopSettings(
             num_iterations=NUM_STEPS, batch_size=BATCH_SIZE, log_interval=50, eval_interval=100, device="cpu"
