@@ -1,7 +1,7 @@
 """Teach the models of the built-in world from nothing: `python -m scripts.pretrain_world [--output DIR]`.
 
-Makes captioned pictures, trains CLIP on them, votes masks with it, trains SelfMask on those, and a MobileNetV2 on CLIP's
-patch tokens. A killed run goes on.
+Makes captioned pictures, trains CLIP on them, votes masks with it, trains SelfMask on those, and a MobileNetV2 on the
+patch tokens of CLIP; then goes on with CLIP on pictures of the stuff world. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from systems.shapes_backbone import pretrain_backbone
-from systems.shapes_clip import WorldClipSettings, pretrain_clip
+from systems.shapes_clip import STUFF_SETTINGS, WorldClipSettings, pretrain_clip
 from systems.shapes_selfmask import pretrain_selfmask
 from utils.cli import Parser, run_command
 from utils.errors import UserError
@@ -26,7 +26,7 @@ CONFIG = Path("configs/selfmask/shapes.yaml")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Read the arguments and teach the models; returns the exit status."""
-    parser = Parser("Teach the world's CLIP, SelfMask and MobileNetV2 from nothing (one to two hours of two cores).")
+    parser = Parser("Teach the world's CLIPs, SelfMask and MobileNetV2 from nothing (one to two hours of two cores).")
     parser.add_argument("--output", default="pretrained_world", metavar="DIR", help="default: pretrained_world")
     parser.add_argument("--num-workers", type=int, default=2, help="processes that make pictures (default: 2)")
     parser.add_argument("--num-threads", type=int, default=2, help="threads of PyTorch in training (default: 2)")
@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             clip_path = pretrain_clip(output_dir, WorldClipSettings(), **workers)
             selfmask_path = pretrain_selfmask(output_dir, CONFIG, **workers, num_threads=options.num_threads)
             backbone_path = pretrain_backbone(output_dir, **workers)
-        taught = ", ".join(str(path) for path in (clip_path, selfmask_path, backbone_path))
+            torch.set_num_threads(options.num_threads)
+            stuff_path = pretrain_clip(
+                output_dir, STUFF_SETTINGS, name="clip_stuff", start_path=clip_path, num_workers=options.num_workers
+            )
+        taught = ", ".join(str(path) for path in (clip_path, selfmask_path, backbone_path, stuff_path))
         logger.info("taught: %s; %s may be deleted", taught, output_dir / "work")
 
     return run_command(command, verbose=options.verbose)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Teach the two models of the built-in world again, from nothing: bash scripts/pretrain_world.sh [OUT]
+# Teach the models of the built-in world again, from nothing: bash scripts/pretrain_world.sh [OUT]
 # One to two hours of two cores; a killed run goes on where it stopped. The shipped ones are in world_models/.
 set -euo pipefail
 OUT="$(realpath -m "${1:-pretrained_world}")"

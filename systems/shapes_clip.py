@@ -64,7 +64,7 @@ STUFF_SETTINGS = WorldClipSettings(
     num_pictures=6000,
     num_stuff_pictures=10_000,
     caption_tokens=40,
-    training=ClipTrainSettings(num_steps=500, batch_size=96, lr=6e-4, warmup_steps=50, max_tokens=56),
+    training=ClipTrainSettings(num_steps=700, batch_size=96, lr=6e-4, warmup_steps=50, max_tokens=56),
 )
 
 
@@ -152,6 +152,7 @@ def read_lessons(
     max_tokens: int,
     names: Sequence[str] = CATEGORY_NAMES,
     has_background: np.ndarray | None = None,
+    pool_captions: bool = False,
 ) -> tuple[CaptionedPictures, Tensor]:
     """Turn pictures and their captions into what the loop learns from, with a compact vocabulary.
 
@@ -161,6 +162,7 @@ def read_lessons(
         max_tokens: longest caption in tokens, with both special ones.
         names: nouns that patches learn to tell apart.
         has_background: whether a part of the picture has none of the names, bool (N,); None: always.
+        pool_captions: take what any caption of a picture names to be in it; otherwise only what the drawn one names.
 
     Returns:
         The lessons with token ids 0..V-1 (0 is padding, V-1 the end of text), and the V real ids, int64.
@@ -178,7 +180,8 @@ def read_lessons(
             nouns[row, list(names).index(name)] = True
     rows = np.array([row_of[caption] for caption in flat]).reshape(len(captions), -1)
     token_rows, noun_ids = compact[: len(unique)][rows], compact[len(unique) :]
-    lessons = CaptionedPictures(images, token_rows, nouns[rows], noun_ids, has_background)
+    shown = nouns[rows].any(axis=1) if pool_captions else None
+    lessons = CaptionedPictures(images, token_rows, nouns[rows], noun_ids, has_background, shown)
     return lessons, torch.from_numpy(used.astype(np.int64))
 
 
@@ -272,10 +275,14 @@ def pretrain_clip(
         _logger.info("%s exists: not trained again", path)
         return path
     images, captions = make_lessons(work_dir / f"{name}_lessons", settings, num_workers=num_workers)
-    names = (*CATEGORY_NAMES, *SURFACE_NAMES) if settings.num_stuff_pictures else CATEGORY_NAMES
-    has_background = np.arange(len(images)) < settings.num_pictures
+    has_stuff = settings.num_stuff_pictures > 0  # whose captions often name a part only
     lessons, token_ids = read_lessons(
-        images, captions, max_tokens=settings.caption_tokens, names=names, has_background=has_background
+        images,
+        captions,
+        max_tokens=settings.caption_tokens,
+        names=(*CATEGORY_NAMES, *SURFACE_NAMES) if has_stuff else CATEGORY_NAMES,
+        has_background=np.arange(len(images)) < settings.num_pictures,
+        pool_captions=has_stuff,
     )
     torch.manual_seed(settings.seed)
     clip = build_world_clip(settings, vocabulary_size=len(token_ids))

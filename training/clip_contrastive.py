@@ -34,6 +34,7 @@ class CaptionedPictures:
         nouns: bool (N, K, C), which of ``noun_names`` the caption's words contain.
         noun_ids: int32 (C + 1, L), tokens of the bare nouns and, last, of the word "background".
         has_background: bool (N,), whether the captions leave a part of the picture unnamed; None: all do.
+        shown: bool (N, C), which nouns the picture's captions contain together; None: each caption stands for itself.
     """
 
     images: np.ndarray
@@ -41,6 +42,7 @@ class CaptionedPictures:
     nouns: np.ndarray
     noun_ids: np.ndarray
     has_background: np.ndarray | None = None
+    shown: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,25 @@ class ClipTrainSettings:
     seed: int = 0
 
 
-def caption_relations(nouns: Tensor) -> tuple[Tensor, Tensor]:
+def caption_relations(nouns: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Tell for each pair of captions whether they say the same, contradict, or neither.
 
     Args:
         nouns: which names each caption mentions, bool (B, C).
+        shown: which names any caption of its picture mentions, bool (B, C); None: only its own.
 
     Returns:
         same: bool (B, B), both mention exactly the same names (none at all counts as the same).
-        unclear: bool (B, B), they share some names but not all: no evidence either way.
+        unclear: bool (B, B), symmetric: they do not, but one mentions some name that the other's picture is known to
+            show: no evidence either way.
     """
     counts = nouns.float()
     shared = counts @ counts.T
     sizes = counts.sum(dim=1)
     same = (shared == sizes[:, None]) & (shared == sizes[None])
+    if shown is not None:
+        shared = shown.float() @ counts.T
+        shared = shared + shared.T
     return same, (shared > 0) & ~same
 
 
@@ -131,7 +138,7 @@ def patch_naming_loss(
     Args:
         patches: unit-length patch tokens in the joint space, (B, P, D).
         names: unit-length embeddings of the nouns, "background" last, (C + 1, D).
-        mentioned: nouns of the caption, bool (B, C).
+        mentioned: nouns of the caption, or of all captions of the picture, bool (B, C).
         has_background: pictures that need patches of background, bool (B,); None: all do.
         scale: sharpness of the choice.
 
@@ -269,9 +276,10 @@ def batch_loss(
     text = F.normalize(text.float(), dim=-1)
     image, patches = F.normalize(image.float(), dim=-1), F.normalize(patches.float(), dim=-1)
     captions, names = text[: len(rows)], text[len(rows) :]
-    contrast = contrastive_loss(image, captions, clip.logit_scale.exp(), *caption_relations(nouns))
+    shown = None if data.shown is None else torch.from_numpy(data.shown[rows])
     has_background = None if data.has_background is None else torch.from_numpy(data.has_background[rows])
-    naming = patch_naming_loss(patches, names, nouns, has_background=has_background)
+    contrast = contrastive_loss(image, captions, clip.logit_scale.exp(), *caption_relations(nouns, shown))
+    naming = patch_naming_loss(patches, names, nouns if shown is None else shown, has_background=has_background)
     return contrast + settings.patch_loss_weight * naming, {"contrast": contrast.detach(), "naming": naming.detach()}
 
 

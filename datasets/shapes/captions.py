@@ -70,9 +70,7 @@ _MANY_TEMPLATES = ("a photo of many {}.", "two {}", "several {}", "many {}")
 GROUND_TEMPLATES: tuple[str, ...] = (
     "{}",
     "the {}",
-    "only {}",
-    "{} and nothing else",
-    "nothing but {}",
+    "some {}",
     "a photo of {}.",
     "a picture of the {}",
     "a close-up photo of the {}.",
@@ -140,13 +138,18 @@ def write_stuff_caption(shares: Mapping[str, float], things: Sequence[Thing], rn
         rng: draws template, order, adjectives.
 
     Returns:
-        One line of text that names all grounds and things but those that are hardly there.
+        One line of text: often all grounds and things but those that are hardly there, otherwise only one of them, the
+        likelier the larger it is and things more than grounds, as people's captions do.
     """
     phrases = {name: name for name, share in shares.items() if share >= _MIN_SHARE}
     for thing in things:
         name = CATEGORY_NAMES[thing.category]
         if name in phrases:
             phrases[name] = "a " + _phrase(thing, rng)
+    if len(phrases) > 1 and rng.random() < 0.45:
+        interest = np.array([np.sqrt(shares[name]) * (1 + 2 * (phrases[name] != name)) for name in phrases])
+        chosen = str(rng.choice(list(phrases), p=interest / interest.sum()))
+        phrases = {chosen: phrases[chosen]}
     if len(phrases) == 1:
         ((name, phrase),) = phrases.items()
         if rng.random() < 0.5:

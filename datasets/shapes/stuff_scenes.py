@@ -61,9 +61,9 @@ class StuffKind:
 
 #: "stuff_web": index pictures. "stuff_scene": benchmark pictures. "stuff_caption": what captions are written for.
 STUFF_KINDS: Mapping[str, StuffKind] = {
-    "stuff_web": StuffKind(5, (0.2, 0.45, 0.3, 0.05), 0.2, (0.3, 0.5, 0.2), (0.28, 0.6)),
-    "stuff_scene": StuffKind(6, (0.06, 0.4, 0.4, 0.14), 0.25, (0.2, 0.4, 0.25, 0.15), (0.2, 0.5)),
-    "stuff_caption": StuffKind(7, (0.4, 0.4, 0.2), 0.2, (0.5, 0.35, 0.15), (0.2, 0.7), shapes=((1.0, 1.0),)),
+    "stuff_web": StuffKind(5, (0.2, 0.45, 0.3, 0.05), 0.2, (0.3, 0.5, 0.2), (0.4, 0.7)),
+    "stuff_scene": StuffKind(6, (0.06, 0.4, 0.4, 0.14), 0.25, (0.2, 0.4, 0.25, 0.15), (0.25, 0.55)),
+    "stuff_caption": StuffKind(7, (0.4, 0.4, 0.2), 0.2, (0.35, 0.45, 0.2), (0.25, 0.7), shapes=((1.0, 1.0),)),
 }
 
 

@@ -48,7 +48,7 @@ class Ground:
         side = min(rows, columns)
         cells = [max(2, round(length / (side * cell))) for length, cell in ((rows, height), (columns, width))]
         field = rng.standard_normal(cells, dtype=np.float32)
-        return cv2.resize(field, (columns, rows), interpolation=cv2.INTER_LINEAR) * np.float32(1.3)
+        return cv2.resize(field, (columns, rows), interpolation=cv2.INTER_CUBIC) * np.float32(1.2)
 
 
 def _wave(phase: np.ndarray) -> np.ndarray:
@@ -82,21 +82,20 @@ def grass(ground: Ground, rng: np.random.Generator) -> np.ndarray:
 
 
 def sand(ground: Ground, rng: np.random.Generator) -> np.ndarray:
-    """Grains over long dunes with one sharp side."""
-    slope, length = rng.uniform(-0.5, 0.5), rng.uniform(0.16, 0.26)
-    run = (ground.y + slope * ground.x + 0.05 * np.sin(ground.x * 7 + rng.uniform(0, 6))) / length
-    dunes = np.mod(run + rng.uniform(0, 1), 1).astype(np.float32)
-    grains = ground.noise(0.012, 0.012, rng)
-    return ground.mix(0.2 + 0.6 * dunes**2 + 0.22 * grains)
+    """Grains over dunes with one sharp side."""
+    slope, length = rng.uniform(-0.5, 0.5), rng.uniform(0.11, 0.17)
+    bends = 0.05 * np.sin(ground.x * rng.uniform(6, 10) + rng.uniform(0, 6))
+    dunes = np.mod((ground.y + slope * ground.x + bends) / length + rng.uniform(0, 1), 1).astype(np.float32)
+    return ground.mix(0.1 + 0.75 * dunes**1.6 + 0.2 * ground.noise(0.016, 0.016, rng))
 
 
 def road(ground: Ground, rng: np.random.Generator) -> np.ndarray:
     """Speckled asphalt with dashed markings that run to the horizon."""
-    canvas = ground.mix(0.4 + 0.2 * ground.noise(0.016, 0.016, rng) + 0.15 * ground.noise(0.35, 0.1, rng))
-    lane = np.float32(rng.uniform(0.28, 0.4))
-    across = np.mod((ground.x + rng.uniform(-0.2, 0.2)) / np.maximum(ground.depth, 0.2) / lane, 1) - 0.5
+    canvas = ground.mix(0.4 + 0.45 * ground.noise(0.02, 0.02, rng) + 0.15 * ground.noise(0.35, 0.1, rng))
+    lane = np.float32(rng.uniform(0.24, 0.32))
+    across = np.mod((ground.x + rng.uniform(-0.2, 0.2)) / np.maximum(ground.depth, 0.3) / lane, 1) - 0.5
     along = np.sin(np.log(0.3 + ground.depth) * np.float32(rng.uniform(24, 34)) + rng.uniform(0, 6))
-    marks = np.clip(14 * (0.07 - np.abs(across)), 0, 1) * np.clip(3 * along + 1.2, 0, 1)
+    marks = np.clip(14 * (0.085 - np.abs(across)), 0, 1) * np.clip(3 * along + 1.6, 0, 1)
     paint = np.array([232, 228, 205], np.float32) - np.float32(rng.uniform(0, 30))
     return canvas + (paint - canvas) * (0.9 * marks[..., None])
 
@@ -114,10 +113,13 @@ def wall(ground: Ground, rng: np.random.Generator) -> np.ndarray:
 
 
 def snow(ground: Ground, rng: np.random.Generator) -> np.ndarray:
-    """Bright drifts with round shadows and sparse glints."""
-    drifts = ground.noise(0.13, 0.09, rng) + 0.4 * ground.noise(0.06, 0.05, rng)
-    canvas = ground.mix(np.clip(0.5 * drifts, 0, 1))
-    glints = ground.noise(0.022, 0.022, rng) > 2.1
+    """Bright humps with a shadow on one side of each, and sparse glints."""
+    humps = ground.noise(0.09, 0.07, rng)
+    towards = rng.uniform(0, 2 * np.pi)
+    along_y, along_x = np.gradient(humps, 1 / min(ground.shape))
+    slope = np.cos(towards) * along_x + np.sin(towards) * along_y
+    canvas = ground.mix(0.15 + 0.035 * slope)
+    glints = ground.noise(0.025, 0.025, rng) > 2.4
     return np.where(glints[..., None], np.float32(255), canvas)
 
 
@@ -189,7 +191,7 @@ SURFACES: tuple[Surface, ...] = (
         (
             ((196, 160, 104), (236, 208, 156)),
             ((164, 124, 88), (206, 170, 130)),
-            ((168, 160, 148), (212, 206, 194)),
+            ((176, 116, 76), (220, 168, 124)),
         ),
     ),
     Surface(
@@ -218,7 +220,7 @@ SURFACES: tuple[Surface, ...] = (
         (
             ((238, 240, 244), (168, 190, 218)),
             ((226, 222, 224), (150, 152, 166)),
-            ((240, 226, 206), (190, 170, 176)),
+            ((234, 230, 238), (184, 176, 200)),
         ),
     ),
     Surface(

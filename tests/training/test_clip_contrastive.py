@@ -7,10 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from datasets.shapes import STUFF_CATEGORY_NAMES, make_scene, make_stuff_scene
+from datasets.shapes.captions import mentioned_categories
 from systems.shapes_clip import (
     WorldClipSettings,
     build_world_clip,
     export_state_dict,
+    import_state_dict,
+    make_lessons,
     read_lessons,
     round_weights,
     save_compressed,
@@ -59,6 +63,15 @@ def test_relations_of_captions():
     assert unclear.nonzero().tolist() == [[0, 2], [1, 2], [2, 0], [2, 1]]
 
 
+def test_a_picture_known_to_show_a_name_is_no_counterexample_of_it():
+    nouns = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    same, unclear = caption_relations(nouns, torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1]], dtype=torch.bool))
+    assert same.tolist() == torch.eye(3, dtype=torch.bool).tolist()
+    assert unclear.nonzero().tolist() == [[0, 1], [1, 0]]
+    for found, expected in zip(caption_relations(nouns, nouns), caption_relations(nouns), strict=True):
+        assert torch.equal(found, expected)
+
+
 def test_with_one_positive_each_it_is_clips_loss():
     image, text, scale = _unit(6, 8), _unit(7, 8)[:6], torch.tensor(9.0)
     own = torch.eye(6, dtype=torch.bool)
@@ -87,6 +100,15 @@ def test_patches_that_name_what_the_caption_names_cost_little():
     wrong = patch_naming_loss(patches, names, torch.tensor([[False, True, False]]))
     assert right < 1e-3
     assert wrong > 10
+
+
+def test_a_picture_without_background_asks_no_patch_to_be_background():
+    names, patches = torch.eye(4), torch.eye(4)[[0, 0, 1, 1, 1]][None].repeat(2, 1, 1)
+    mentioned = torch.tensor([[True, True, False]] * 2)
+    asked = patch_naming_loss(patches, names, mentioned)
+    assert patch_naming_loss(patches, names, mentioned, has_background=torch.zeros(2, dtype=torch.bool)) < 1e-3 < asked
+    half = patch_naming_loss(patches, names, mentioned, has_background=torch.tensor([True, False]))
+    torch.testing.assert_close(half, asked / 2, rtol=1e-4, atol=1e-4)
 
 
 def test_texts_at_their_own_length_equal_open_clips():
@@ -176,6 +198,41 @@ def test_exported_weights_load_safely_and_spell_the_same_texts(tmp_path):
     ids = torch.from_numpy(lessons.token_ids[:, 0]).long()
     with torch.inference_mode():
         torch.testing.assert_close(encode_tokens(whole, token_ids[ids]), encode_tokens(compact, ids))
+
+
+def test_lessons_go_on_from_exported_weights_with_new_words():
+    _, token_ids = _lessons()
+    torch.manual_seed(0)
+    first = build_world_clip(TINY, vocabulary_size=len(token_ids))
+    state = export_state_dict(first.state_dict(), token_ids)
+    more = torch.cat([token_ids[:-1], torch.tensor([40_000, 40_001]), token_ids[-1:]])
+    second = build_world_clip(TINY, vocabulary_size=len(more))
+    random_rows = second.token_embedding.weight.detach().clone()
+    import_state_dict(second, state, more)
+    rows = second.token_embedding.weight.detach()
+    torch.testing.assert_close(rows[:-3], state["token_embedding.weight"][token_ids[:-1]].float(), rtol=0, atol=0)
+    torch.testing.assert_close(rows[-3:-1], random_rows[-3:-1], rtol=0, atol=0)
+    torch.testing.assert_close(second.visual.proj.detach(), state["visual.proj"].float(), rtol=0, atol=0)
+
+
+def test_lessons_of_stuff_follow_those_of_things(tmp_path):
+    settings = WorldClipSettings(num_pictures=2, num_stuff_pictures=3, picture_size=48, captions_per_picture=2)
+    images, captions = make_lessons(tmp_path, settings, num_workers=1)
+    assert images.shape == (5, 48, 48, 3)
+    np.testing.assert_array_equal(images[1], make_scene("caption", 1, image_size=48).image)
+    scene = make_stuff_scene("stuff_caption", 2, image_size=48)
+    np.testing.assert_array_equal(images[4], scene.image)
+    for caption in captions[4]:
+        assert mentioned_categories(caption, STUFF_CATEGORY_NAMES) <= set(scene.shares)
+
+
+def test_what_any_caption_names_is_in_the_picture():
+    images = np.zeros((4, 64, 64, 3), dtype=np.uint8)
+    captions = [["a fish", "fish and star"], *CAPTIONS[1:]]
+    lessons, _ = read_lessons(images, captions, max_tokens=24, names=("fish", "star"), pool_captions=True)
+    assert lessons.nouns[0].tolist() == [[True, False], [True, True]]
+    assert lessons.shown.tolist() == [[True, True], [False, True], [True, True], [False, False]]
+    assert read_lessons(images, captions, max_tokens=24)[0].shown is None
 
 
 @pytest.mark.parametrize("num_bits", [5, 8, 11])
