@@ -1,7 +1,7 @@
 """The built-in world's MobileNetV2, taught without a label: it learns to say of pictures what the world's CLIP says.
 
-Stages: unlabelled pictures -> CLIP's tokens and embeddings, the lessons -> ``mobilenet.pt``, from which a DeepLabv3+ may
-start. Run by ``pretrain_world.sh``.
+Stages: unlabelled pictures -> CLIP's tokens and embeddings, the lessons -> ``mobilenet.pt``, what a DeepLabv3+ may
+start from. Run by ``pretrain_world.sh``.
 """
 
 from __future__ import annotations
