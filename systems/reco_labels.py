@@ -22,7 +22,7 @@ from evaluation.evaluate import EvaluationResult, protocol_of
 from evaluation.prediction_stream import Predict, Refiner, predict_pictures
 from evaluation.semantic import SemanticResult, SemanticScores
 from pseudo_labels.label_maps import LabelWriter, is_complete
-from utils.distributed import all_gather_objects, is_main, on_main, patient_group, shard
+from utils.distributed import all_gather_objects, on_main, patient_group, shard
 from utils.errors import DataError
 from utils.files import read_json, write_json, write_text
 from utils.loader import load_batches
@@ -165,8 +165,8 @@ def write_pseudo_labels(
                     labels = prediction.refined if kind == CRF_FOLDER else prediction.labels
                     writer.write(path, labels.to("cpu", torch.uint8).numpy())
     gathered = all_gather_objects(refused, group)
-    if is_main():
-        _report_refused([entry for part in gathered for entry in part], folder.path / REFUSED)
+    # Others wait: what is refused is read from the file.
+    on_main(lambda: _report_refused([entry for part in gathered for entry in part], folder.path / REFUSED))
     logger.info("pseudo-labels: done in %.0f s", time.monotonic() - start)
 
 

@@ -24,6 +24,7 @@ from systems import reco_places, stages
 from systems.text_cache import cached_text
 from training.run_folder import RunFolder
 from utils.distributed import on_main
+from utils.errors import DataError
 from utils.log import get_logger
 from utils.settings import RecoSettings
 
@@ -129,12 +130,16 @@ def known_references(settings: RecoSettings, names: Sequence[str], networks: Rec
     Raises:
         DataError: the file is damaged, or is of other categories, another encoder or other settings.
     """
-    path, options = settings.reference_path, reference_settings(settings)
-    if path is None:
-        path = reco_places.reference_cache(settings)
-        if not path.is_file():
-            return None
-    return read_references(path, categories=names, width=networks.encoder.width, settings=options)
+    wanted = {"categories": names, "settings": reference_settings(settings)}
+    if settings.reference_path is not None:
+        return read_references(settings.reference_path, width=networks.encoder.width, **wanted)
+    path = reco_places.reference_cache(settings)
+    if not path.is_file():
+        return None
+    try:
+        return read_references(path, width=networks.encoder.width, **wanted)
+    except DataError as error:
+        raise DataError(f"{error} With another suffix or name a run has references of its own.") from error
 
 
 def find_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References:

@@ -146,6 +146,9 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
             problems += needs_dir("dir_val_dataset", None, f"the benchmark {self.dataset_name}")
         if self.pseudo_label_dir is not None:
             problems += needs_dir("dir_pseudo_masks", self.pseudo_label_dir, "label PNGs to train from")
+        if self.dataset_name is None and not self.picture_dirs and not self.index_dirs:
+            text = "not set; expected pictures to learn from (or an index, dir_train_dataset, that holds them)"
+            problems.append(Problem(("dir_pictures",), text))
         for path in self.picture_dirs:
             problems += needs_dir("dir_pictures", path, "pictures to label and train from")
         return problems

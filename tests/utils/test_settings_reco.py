@@ -91,6 +91,8 @@ def test_what_the_trained_variant_needs(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, f"{SMALL}method: reco_plus\ndataset_name: cityscapes\ndir_pseudo_masks: labels\n"
                        .replace("categories: [road, sky]\n", ""), task="train")  # fmt: skip
     assert line.endswith("dir_val_dataset: not set; expected the folder of the benchmark cityscapes")
+    (line,) = problems(tmp_path, f"{SMALL}method: reco_plus\ndir_pseudo_masks: labels\n", task="train")
+    assert "dir_pictures: not set; expected pictures to learn from" in line
 
 
 def test_an_index_is_needed_only_where_references_are_computed(tmp_path: Path) -> None:
