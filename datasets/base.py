@@ -52,6 +52,7 @@ class Benchmark(Dataset[EvaluationItem]):
         label_colours: colour of every label value up to the ignore index, uint8, as in `CategoryTable`.
         ignore_index: label of pixels that are not scored.
         binary: whether one category is scored against everything else, picture by picture.
+        trains_on_squares: whether labels of its pictures are learnt on central squares (ReCo+).
         has_labels: whether items carry a label.
         annotations_path: COCO annotation file for instance scores, or None.
         raw_category_ids: annotation id of each label, or None.
@@ -61,6 +62,7 @@ class Benchmark(Dataset[EvaluationItem]):
     """
 
     binary: ClassVar[bool] = False
+    trains_on_squares: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from datasets.cityscapes import CityscapesBenchmark, CityscapesObjectBenchmark
 from datasets.coca import CocaBenchmark
 from datasets.coco import CocoBenchmark
 from datasets.coco20k import Coco20kBenchmark
+from datasets.coco_layout import CocoLayoutBenchmark
 from datasets.coco_stuff import CocoStuffBenchmark
 from datasets.imagenet_s import ImageNetSBenchmark
 from datasets.kitti_step import KittiStepBenchmark
@@ -22,7 +23,7 @@ from utils.naming import CATEGORY_SUFFIX
 
 BENCHMARK_NAMES = (
     *("cityscapes", "cityscapes_object", "cityscapes_object_category", "coca", "coca_category", "coco2017"),
-    *("coco2017_category", "coco20k", "coco_stuff", "imagenet-s", "imagenet-s_category", "kitti_step"),
+    *("coco2017_category", "coco20k", "coco_layout", "coco_stuff", "imagenet-s", "imagenet-s_category", "kitti_step"),
     *("pascal_context", "voc2012", "voc2012_category"),
 )
 
@@ -47,9 +48,11 @@ def build_benchmark(
         split: of the dataset; "val" for all published scores but those of COCO-20K, which has one split.
         num_categories: for ImageNet-S: 50, 300 or 919 (background not counted); not needed by others.
         category: the category that a `_category` benchmark scores; not needed by others.
-        categories: for datasets in COCO's layout with names of their own: background and the names in label order.
+        categories: for datasets in COCO's layout with names of their own, in label order: background and the names
+            for coco2017, the names for coco_layout.
         with_labels: whether labels are read, for COCO2017 and the benchmarks that ReCo predicts training labels of
-            (cityscapes, coco_stuff, kitti_step, pascal_context); for these, None reads them where their folder exists.
+            (cityscapes, coco_layout, coco_stuff, kitti_step, pascal_context); for these, None reads them where there
+            are any.
         with_instances: COCO2017 only: whether instance annotations are read.
         cache_dir: where files that take time to make are kept: the subset of COCO-20K if the dataset folder is
             read-only, the categories of every picture for `_category` benchmarks.
@@ -79,6 +82,8 @@ def build_benchmark(
         return CocoBenchmark(
             root, split, categories=categories, with_labels=with_labels is not False, with_instances=with_instances
         )
+    if name == "coco_layout":
+        return CocoLayoutBenchmark(root, split, categories=categories, with_labels=with_labels)
     if name == "coco20k":
         return Coco20kBenchmark(root, cache_dir=cache_dir)
     if name == "imagenet-s":

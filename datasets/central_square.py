@@ -25,6 +25,7 @@ class CentralSquareBenchmark(Benchmark):
     """
 
     image_filter: ClassVar[Image.Resampling] = Image.Resampling.NEAREST
+    trains_on_squares: ClassVar[bool] = True
 
     def fit(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
         """The central square of the picture and of its label, both (320, 320)."""

@@ -7,6 +7,7 @@ channel is the class).
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +34,8 @@ class KittiStepBenchmark(Benchmark):
 
     Source: ReCo spec 8.
     """
+
+    trains_on_squares: ClassVar[bool] = True
 
     def __init__(self, root: str | Path, split: str = "val", *, with_labels: bool | None = True) -> None:
         root = Path(root)

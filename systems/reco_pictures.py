@@ -115,7 +115,7 @@ def _trained(
     """ReCo+'s network, which chooses between the wanted names."""
     stored = read_deeplab(weights)
     known = stored.category_names or reco_places.label_names(settings)
-    if settings.dataset_name is not None and stored.category_names is None:
+    if reco_places.has_table(settings) and stored.category_names is None:
         known = settings.categories or list(benchmark_table(settings.dataset_name).names)
     if len(known) != stored.network.num_classes:
         raise WeightsError(

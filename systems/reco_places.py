@@ -18,6 +18,7 @@ from utils.settings import RecoSettings
 from utils.settings_reco import CRF_FOLDER, PLAIN_FOLDER
 
 CUSTOM = "custom"
+COCO_LAYOUT = "coco_layout"
 
 
 def category_names(settings: RecoSettings) -> list[str]:
@@ -26,12 +27,14 @@ def category_names(settings: RecoSettings) -> list[str]:
     They are the benchmark's own (the 171 of COCO-Stuff) unless `categories` gives other words for them.
 
     Raises:
-        ConfigError: another number of names than the benchmark has labels, or background among them.
+        ConfigError: another number of names than the benchmark has labels, background among them, or no names.
     """
-    table = None if settings.dataset_name is None else list(prediction_table(settings.dataset_name).names)
+    table = list(prediction_table(settings.dataset_name).names) if has_table(settings) else None
     names = settings.categories
     if names is None:
-        return table or []
+        if table is None:
+            raise ConfigError("categories: not set; expected the names of what fills the pictures, in label order.")
+        return table
     if BACKGROUND in names:
         raise ConfigError(
             f"categories: ReCo gives every pixel one of the names and knows no {BACKGROUND!r}. Name what there is "
@@ -45,11 +48,14 @@ def category_names(settings: RecoSettings) -> list[str]:
     return names
 
 
+def has_table(settings: RecoSettings) -> bool:
+    """Whether the benchmark has a fixed list of names."""
+    return settings.dataset_name not in (None, COCO_LAYOUT)
+
+
 def label_names(settings: RecoSettings) -> list[str]:
     """Names of the labels that are scored and trained: the benchmark's (27 of COCO-Stuff), else the categories."""
-    if settings.dataset_name is None:
-        return category_names(settings)
-    return list(benchmark_table(settings.dataset_name).names)
+    return list(benchmark_table(settings.dataset_name).names) if has_table(settings) else category_names(settings)
 
 
 def base_name(settings: RecoSettings) -> str:

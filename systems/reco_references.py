@@ -101,6 +101,7 @@ def reference_settings(settings: RecoSettings) -> ReferenceSettings:
         retrieval_clip=stages.model_identity(settings.retrieval_clip),
         templates=load_templates(settings.prompts),
         num_images=settings.num_images,
+        image_size=settings.reference_image_size,
         text_attention=settings.text_attention,
         context_elimination=settings.context_elimination,
         context_categories=tuple(settings.context_categories),

@@ -31,7 +31,10 @@ from utils.settings_reco import CRF_FOLDER
 
 def open_split(settings: RecoSettings, split: str, *, with_labels: bool | None) -> Benchmark:
     """A split of the benchmark, checked but for its pixels; `with_labels` None: labels where there are any."""
-    return build_benchmark(settings.dataset_name, settings.benchmark_dir, split, with_labels=with_labels)
+    categories = None if reco_places.has_table(settings) else reco_places.category_names(settings)
+    return build_benchmark(
+        settings.dataset_name, settings.benchmark_dir, split, categories=categories, with_labels=with_labels
+    )
 
 
 def open_training_pictures(settings: RecoSettings) -> Benchmark:
@@ -51,7 +54,7 @@ def make_segmenter(
     settings: RecoSettings, networks: RecoNetworks, references: References
 ) -> tuple[RecoSegmenter, CrfRefiner | None]:
     """ReCo with references and, unless it is switched off, the CRF; finer categories become those that are scored."""
-    scored_as = None if settings.dataset_name is None else prediction_table(settings.dataset_name).scored_as
+    scored_as = prediction_table(settings.dataset_name).scored_as if reco_places.has_table(settings) else None
     table = None if scored_as is None else torch.tensor(scored_as, dtype=torch.int64, device=networks.device)
     network = networks.with_references(references)
     segmenter = RecoSegmenter(network, networks.device, settings.precision, scored_as=table)

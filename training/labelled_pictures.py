@@ -19,7 +19,6 @@ from datasets.label_files import check_labels, read_index_png
 from datasets.labelled_sample import draw_labelled, make_labelled_sample
 from datasets.pairing import require_files
 from datasets.photometric import PhotometricSettings
-from datasets.picture_folder import PictureFolder
 from datasets.synthesis import Sample
 from training.samplers import ShuffledDataset
 from utils.errors import DataError
@@ -51,8 +50,8 @@ class LabelledPictures(Dataset[Sample]):
     Raises:
         DataError: label PNGs are missing; names the first.
 
-    Pictures of a benchmark become central squares of 320 pixels, as published, their labels too unless they are such
-    squares already. Users' own pictures keep their shape.
+    Pictures of the published benchmarks become central squares of 320 pixels, as published, their labels too unless
+    they are such squares already. Others keep their shape.
     """
 
     def __init__(
@@ -112,12 +111,12 @@ class LabelledPictures(Dataset[Sample]):
         path, label_path = self.image_paths[row], self.label_paths[row]
         image, labels = self.pictures.read_image(path), read_index_png(label_path, REMEDY)
         check_labels(labels, label_path, self.pictures.num_classes, self.settings.ignore_index, REMEDY)
-        if isinstance(self.pictures, PictureFolder):
-            wanted, fitted = self.pictures.fit(image, None)[0], labels
-        else:
+        if self.pictures.trains_on_squares:
             wanted = resize_square(image, SIDE, Image.Resampling.BILINEAR)
             is_whole = labels.shape == image.shape[:2] and labels.shape != (SIDE, SIDE)
             fitted = sample_square(labels, SIDE) if is_whole else labels
+        else:
+            wanted, fitted = self.pictures.fit(image, None)[0], labels
         if wanted.shape[:2] != fitted.shape:
             raise DataError(
                 f"{label_path}: this label PNG is {labels.shape[0]}x{labels.shape[1]}, but its picture {path} is "

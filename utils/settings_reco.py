@@ -60,7 +60,8 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     """ReCo: classifying pixels by what retrieved pictures have in common; ReCo+: a DeepLabv3+ trained on its labels."""
 
     ineffective: ClassVar[frozenset[str]] = frozenset({"patch_size", "gpu_id", "debug", "size"})
-    benchmarks: ClassVar[tuple[str, ...]] = ("cityscapes", "coco_stuff", "kitti_step", "pascal_context")
+    # coco_layout: a folder in COCO's layout with categories of its own, without background
+    benchmarks: ClassVar[tuple[str, ...]] = ("cityscapes", "coco_stuff", "kitti_step", "pascal_context", "coco_layout")
     stages: ClassVar[tuple[str, ...]] = ("retrieval", "references", "prediction", "training")
 
     system: Literal["reco"]
@@ -75,6 +76,7 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     context_elimination: bool = True
     context_categories: NameList = Field(default_factory=lambda: ["tree", "sky", "building", "road", "person"])
     seed_window: Literal["published", "own"] = "published"  # own: as the paper describes it
+    reference_image_size: PositiveInt = 224  # side to which retrieved pictures are brought
     # prediction
     dense_clip_arch: PathOrName = "RN50x16"  # CLIP of text_attention and dense_clip_inference
     dense_clip_inference: bool = True

@@ -66,6 +66,15 @@ def test_kitti_labels_at_native_size_become_squares(tmp_path: Path) -> None:
     assert np.array_equal(found, sample_square(labels, 320))
 
 
+def test_other_benchmarks_keep_their_size(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "train2017" / "a.jpg", picture(30, 40))
+    write(tmp_path / "dt" / "a.png", label_of("a", (30, 40)) % 2)
+    pictures = build_benchmark("coco_layout", tmp_path / "data", "train", categories=["a", "b"], with_labels=False)
+    image, labels = LabelledPictures(pictures, tmp_path / "dt", SMALL).read_pair(0)
+    assert image.shape == (30, 40, 3)
+    assert labels.shape == (30, 40)
+
+
 def test_own_pictures_keep_their_shape(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a" / "x.jpg", picture(30, 60))
     write(tmp_path / "in" / "x.png", picture(60, 20))
