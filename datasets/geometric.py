@@ -17,6 +17,7 @@ from datasets.kernels import resize_bilinear
 
 Nearest = Callable[[int, int], np.ndarray]  # (length, source length) -> source index of every position
 
+
 @dataclass(frozen=True)
 class GeometricDraws:
     """How one picture becomes a square crop.
