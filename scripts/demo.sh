@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# See it work, nothing downloaded, on a CPU: bash scripts/demo.sh [zutis|namedmask] [--output DIR] [key=value ...]
+# See it work, nothing downloaded, on a CPU: bash scripts/demo.sh [zutis|namedmask|reco] [--output DIR] [key=value ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON="$(bash scripts/setup.sh)"

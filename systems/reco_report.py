@@ -85,16 +85,23 @@ def write_reco_report(run: RunFolder, seed_dir: Path, *, title: str, subtitle: s
         sections.append(curves_section(read_metrics(run.metrics_path)))
     if panels := last_panels(run):
         sections.append(predictions_section(panels))
+    if (seeds := seed_section(seed_dir)) is not None:
+        sections.append(seeds)
+    if sections:
+        write_report(run.report_path, title=title, subtitle=subtitle, sections=sections)
+        logger.info("report: %s", run.report_path)
+
+
+def seed_section(seed_dir: Path) -> Section | None:
+    """The drawings of `SeedPictures` in a folder; None if there are none."""
     figures = [
         Figure(path.stem, np.asarray(Image.open(path).convert("RGB")), path.stem.removeprefix("coseg_"))
         for path in sorted(seed_dir.glob("coseg_*.png"))
     ]
-    if figures:
-        text = (
-            f"The {NUM_SHOWN} best pictures of each category. The outlined place finds its like in all of the "
-            "category's pictures; dark places count less, because they fit the name less or show what is everywhere."
-        )
-        sections.append(Section("Retrieved pictures and what they have in common", (text,), (), figures))
-    if sections:
-        write_report(run.report_path, title=title, subtitle=subtitle, sections=sections)
-        logger.info("report: %s", run.report_path)
+    if not figures:
+        return None
+    text = (
+        f"The {NUM_SHOWN} best pictures of each category. The outlined place finds its like in all of the category's "
+        "pictures; dark places count less, because they fit the name less or show what is everywhere."
+    )
+    return Section("Retrieved pictures and what they have in common", (text,), (), figures)

@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.cli import Parser, run_command
 from utils.errors import UserError
 
-DEMONSTRATIONS = ("zutis", "namedmask")
+DEMONSTRATIONS = ("zutis", "namedmask", "reco")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -20,6 +20,7 @@ logger = get_logger("demo")
 CONFIGS = Path(__file__).parents[2] / "configs"
 NUM_INDEX, NUM_VALIDATION, IMAGE_SIZE = 3000, 500, 160  # pictures of each index dataset, of the benchmark, side
 SHORT_NAMES = {"mean_iou": "miou", "pixel_accuracy": "pixel_accuracy", "AP": "ap", "AP_50": "ap50", "AP_75": "ap75"}
+SHORT_NAMES |= {"mean_iou_crf": "miou_crf", "pixel_accuracy_crf": "pixel_accuracy_crf"}
 
 
 @dataclass
@@ -71,5 +72,5 @@ def make_demo_world(output_dir: Path) -> World:
 
 
 def short_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """Those of the five scores of `results.json` that there are, by their short names."""
+    """Those of the scores of `results.json` that there are, by their short names."""
     return {short: scores[name] for name, short in SHORT_NAMES.items() if name in scores}

@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from scripts.demonstrations import common
+from scripts.demonstrations import common, reco
 from scripts.demonstrations.__main__ import main
 
 SCORES = ("retrieval_precision", "pseudo_mask_iou", "miou", "pixel_accuracy", "ap", "ap50", "ap75")
@@ -71,6 +71,38 @@ def test_namedmask_with_and_without_experts_beside_zutis(
     assert "pseudo-masks against the truth: SelfMask" in told
 
 
+def test_reco_and_reco_plus_with_and_without_the_crf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("UNMASKED_DEMO", "restored afterwards")
+    monkeypatch.setenv("UNMASKED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(reco, "IMAGE_SIZE", 96)
+    monkeypatch.setattr(reco, "COUNTS", {"num_stuff_index": 90, "num_stuff_val": 6, "num_stuff_train": 6})
+    loader = "{batch_size: 4, num_workers: 0}"
+    words = [
+        *("n_images=3", "embedding.num_workers=0", "n_iters=2", "iter_log=1", "iter_eval=2", "train_image_size=32"),
+        *(f"val_dataloader_kwargs={loader}", f"train_dataloader_kwargs={loader}"),
+        "crf={iterations: 1, num_threads: 1}",
+    ]
+    assert main(["reco", "--output", str(tmp_path), *words]) == 0
+    results = orjson.loads((tmp_path / "reco" / "results.json").read_bytes())
+    assert list(results["methods"]) == ["dense CLIP", "ReCo", "ReCo+"]
+    stages = ["world", "references", "ReCo", "dense CLIP", "pseudo-labels", "ReCo+", "pictures"]
+    assert list(results["seconds"]) == stages
+    for method, scores in results["methods"].items():
+        assert results["gain_of_crf"][method] == pytest.approx(scores["miou_crf"] - scores["miou"])
+        assert all(0 <= scores[name] <= 1 for name in ("miou", "miou_crf", "pixel_accuracy", "pixel_accuracy_crf"))
+    assert results["methods"]["ReCo"]["pixel_accuracy"] > 0.3  # by chance below 0.1
+    assert results["pseudo_labels"]["pixel_accuracy"] > 0.3
+    page = (tmp_path / "reco" / "report.html").read_text()
+    for text in ("ReCo+, CRF", "without CRF", 'alt="losses"', "have in common", "cactus"):
+        assert text in page
+    assert len(list((tmp_path / "reco" / "pictures" / "labels").rglob("*.png"))) == 6
+    told = capfd.readouterr().err
+    assert "measured on 6 validation pictures" in told
+    assert "labels ReCo+ learnt from" in told
+
+
 def test_another_demonstration_is_refused(capfd: pytest.CaptureFixture) -> None:
     assert main(["pgseg"]) == 2
-    assert "there are demonstrations of: zutis, namedmask; received pgseg" in capfd.readouterr().err
+    assert "there are demonstrations of: zutis, namedmask, reco; received pgseg" in capfd.readouterr().err
