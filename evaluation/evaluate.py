@@ -133,15 +133,9 @@ def evaluate_semantic_and_instances(
     annotations = _annotations(benchmark) if with_instances and benchmark.annotations_path is not None else None
     scores = _make_scores(benchmark, device)
     refined_scores = None if refiner is None else _make_scores(benchmark, "cpu")
+    loading = {"device": device, "batch_size": batch_size, "num_workers": num_workers, "refiner": refiner}
     predictions = predict_pictures(
-        predict,
-        benchmark,
-        shard(range(num_images)),
-        device=device,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        refiner=refiner,
-        description=f"evaluating on {benchmark.name}",
+        predict, benchmark, shard(range(num_images)), **loading, description=f"evaluating on {benchmark.name}"
     )
     records: list[Record] = []
     with RecordWriter(benchmark, records) as writer, torch.inference_mode():
@@ -160,14 +154,10 @@ def evaluate_semantic_and_instances(
     records = gather_records(records)
     coco, agnostic = None, None
     if annotations is not None:
-        image_ids = benchmark.image_ids[:num_images]
-        coco = compute_on_main(lambda: evaluate_coco(annotations, records, max_dets=max_dets, image_ids=image_ids))
+        options = {"max_dets": max_dets, "image_ids": benchmark.image_ids[:num_images]}
+        coco = compute_on_main(lambda: evaluate_coco(annotations, records, **options))
         if class_agnostic:
-            agnostic = compute_on_main(
-                lambda: evaluate_coco(
-                    annotations, records, max_dets=max_dets, image_ids=image_ids, use_categories=False
-                )
-            )
+            agnostic = compute_on_main(lambda: evaluate_coco(annotations, records, use_categories=False, **options))
     result = None if scores is None else scores.compute()
     return EvaluationResult(
         semantic=None if benchmark.binary else result,
