@@ -148,7 +148,7 @@ def shrink_to(picture: NDArray[np.uint8], long_edge: int | None) -> NDArray[np.u
         return picture
     scale = long_edge / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
 
 
 def natural_key(path: str | Path) -> list[tuple[int, int, str]]:

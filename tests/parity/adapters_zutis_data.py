@@ -97,7 +97,7 @@ def index_sample(case: Case, weights: dict[str, np.ndarray]) -> dict[str, np.nda
             photometric=PhotometricSettings(blur_kernel=settings["blur_kernel"]),
         )
         picks = [dataset.pick(drawn["index"], draws["duplicate_category"]) for drawn in draws["instances"]]
-        masks = [read_mask(dataset.mask_path(pick.path)) for pick in picks]
+        masks = [read_mask(dataset.mask_path(pick.path, pick.category)) for pick in picks]
         offsets = iter(draws["paste_offsets"])
         augmentations = [(read_geometric(drawn), read_photometric(drawn)) for drawn in draws["instances"]]
         sample = dataset.synthesise(picks, masks, augmentations, lambda *free: tuple(next(offsets)))
