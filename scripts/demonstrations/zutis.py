@@ -140,7 +140,8 @@ def tell(results: Mapping[str, object], output_dir: Path) -> None:
     baseline = results["baseline"]
     second = baseline["selfmask_named_by_clip"]
     lines = [f"{'':22}{'ZUTIS':>10}{'baseline':>12}{'SelfMask+CLIP':>16}{'target':>10}"]
-    for name in ("retrieval_precision", "pseudo_mask_iou", *SHORT_NAMES.values()):
+    measured = [name for name in SHORT_NAMES.values() if name in results]
+    for name in ("retrieval_precision", "pseudo_mask_iou", *measured):
         cells = [results[name], baseline.get(name), second.get(name), TARGETS.get(name)]
         texts = ["-" if value is None else f"{100 * value:.1f} %" for value in cells]
         lines.append(f"{name:22}{texts[0]:>10}{texts[1]:>12}{texts[2]:>16}{texts[3]:>10}")
