@@ -100,6 +100,7 @@ def segment_pictures(
     _write_table(output_dir / "pictures.csv", results)
     if refused:
         logger.warning("%d of %d pictures were refused, see %s", len(refused), len(results), output_dir)
+    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
     return results
 
 

@@ -23,7 +23,9 @@ from utils.errors import UnreadableImageError
 from utils.loader import load_batches
 from utils.log import progress
 
-Refinable = tuple[np.ndarray, np.ndarray]  # picture and scores, as the refiner wants them, on the CPU
+# Makes picture and scores, as the refiner wants them, on the CPU: large, so called when it is the picture's turn, and
+# perhaps in another thread.
+Refinable = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Prediction:
 
     labels: Tensor | None  # class of every pixel, any whole-number type, (H, W), on the device
     instances: PredictedInstances | None = None  # masks at (H, W)
-    refinable: Callable[[], Refinable] | None = None  # makes what a refiner needs; large, so made when it is its turn
+    refinable: Refinable | None = None  # what a refiner needs
     refined: Tensor | None = None  # labels after the refiner, (H, W), on the CPU
 
 
@@ -46,7 +48,7 @@ class Refiner(Protocol):
     name: str
 
     def __call__(self, pictures: Iterable[Refinable]) -> Iterator[Tensor]:
-        """Labels (H, W), on the CPU, in order; takes later pictures while it works on earlier ones, a few at most."""
+        """Labels (H, W), on the CPU, in order; takes later pictures while it works on earlier ones."""
 
 
 Predict = Callable[[Tensor, tuple[int, int]], Sequence[Prediction]]
@@ -185,7 +187,7 @@ def _refine_all(
     def take() -> Iterator[Refinable]:
         for picture, prediction in pairs:
             under_way.append((picture, replace(prediction, refinable=None)))
-            yield prediction.refinable()
+            yield prediction.refinable
 
     for refined in refiner(take()):
         picture, prediction = under_way.popleft()

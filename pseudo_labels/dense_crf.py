@@ -155,10 +155,13 @@ def check_memory(num_classes: int, size: tuple[int, int], *, at_a_time: int = 1,
     if free is None or at_a_time * need <= free:
         return
     several = f", {format_bytes(at_a_time * need)} for {at_a_time} pictures at a time" if at_a_time > 1 else ""
-    fewer = f"Lower the number of pictures at a time (num_threads, now {at_a_time}), use" if at_a_time > 1 else "Use"
+    fewer = (
+        f"Lower the number of pictures at a time (crf.num_threads, now {at_a_time}), use" if at_a_time > 1 else "Use"
+    )
     raise UserError(
         f"The dense CRF of {num_classes} classes on {size[0]}x{size[1]} pixels needs about {format_bytes(need)} of "
-        f"memory{several}, but {format_bytes(free)} are free. {fewer} smaller pictures, or fewer classes."
+        f"memory{several}, but {format_bytes(free)} are free. {fewer} smaller pictures (picture_long_edge, "
+        "picture_shorter_side), fewer classes, or no CRF (crf=off)."
     )
 
 

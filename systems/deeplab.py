@@ -21,7 +21,7 @@ from networks.checkpoints import read_state_dict
 from networks.deeplab import DeepLabV3Plus, build_deeplab, deeplab_from_state_dict
 from networks.deeplab_prediction import compute_logits, label_pixels, predict_labels
 from systems.run_weights import folder_of, stored_state, weight_file
-from utils.errors import ConfigError
+from utils.errors import ConfigError, WeightsError
 from utils.images import shrink_to
 from utils.log import get_logger
 from utils.settings_deeplab import SEGMENTER_PREFIX, DeepLabSettings
@@ -52,24 +52,22 @@ class SemanticSegmenter:
     device: torch.device
     precision: str = "fp32"
 
-    @property
-    def name(self) -> str:
-        """The segmenter, by the name used in settings."""
-        return f"{SEGMENTER_PREFIX}{self.network.backbone_name}"
-
-    def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = False) -> list[Prediction]:
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> list[Prediction]:
         """Label pictures of one size.
 
         Args:
             images: RGB, uint8, (B, h, w, 3), on the device.
             size: (H, W) of the results.
-            with_instances: must be false: this network knows no instances.
 
         Returns:
             One prediction per picture: labels int64 (H, W).
         """
-        assert not with_instances  # noqa: S101 - callers ask for labels only
         return [Prediction(labels) for labels in predict_labels(self.network, images, size, precision=self.precision)]
+
+
+def segmenter_name(network: DeepLabV3Plus) -> str:
+    """A network, by the name used in settings."""
+    return f"{SEGMENTER_PREFIX}{network.backbone_name}"
 
 
 def check_batch(batch_size: int, world_size: int, accumulate_steps: int) -> None:
@@ -191,6 +189,31 @@ def read_deeplab(weights: Path, num_classes: int | None = None) -> StoredDeepLab
     file = weight_file(Path(weights))
     network = deeplab_from_state_dict(read_state_dict(file), num_classes=num_classes, source=str(file))
     return StoredDeepLab(network, stored_state(folder_of(Path(weights))).get("category_names"), file)
+
+
+def check_stored_names(
+    stored: StoredDeepLab, expected: Sequence[str], benchmark: str, *, category: str | None = None
+) -> None:
+    """Refuse the weights of a run that learnt other categories: their number alone does not tell.
+
+    Args:
+        stored: the weights; a file on its own has no names and passes.
+        expected: names of the benchmark's labels.
+        benchmark: its name.
+        category: the one category of a binary benchmark, which has to be among those that the run was for.
+
+    Raises:
+        WeightsError: says which name differs.
+    """
+    names = stored.category_names
+    if names is None or names == list(expected) or category in names:
+        return
+    other = next((pair for pair in zip(names, expected, strict=False) if pair[0] != pair[1]), None)
+    raise WeightsError(
+        f"{stored.source}: this run learnt other categories than those of {benchmark}: "
+        f"{f'{other[0]!r} where the benchmark has {other[1]!r}' if other else f'{names[1:]}'}. "
+        "Evaluate it on the benchmark that it was trained for."
+    )
 
 
 @torch.inference_mode()

@@ -23,7 +23,7 @@ from pseudo_labels.mask_predictors import ExpertPredictor
 from pseudo_labels.mask_stage import StageReport, make_pseudo_masks
 from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
 from systems import scoring, stages
-from systems.deeplab import OBJECT, SemanticSegmenter, read_deeplab, train_deeplab
+from systems.deeplab import OBJECT, SemanticSegmenter, read_deeplab, segmenter_name, train_deeplab
 from training.run_folder import RunFolder
 from utils.device import select_device
 from utils.errors import ConfigError, WeightsError
@@ -298,8 +298,10 @@ def score_expert(
         segmenter,
         benchmark,
         device=device,
-        with_instances=False,
-        protocol={"prompts": "none", "extra": {"precision": settings.precision, "segmenter": segmenter.name}},
+        protocol={
+            "prompts": "none",
+            "extra": {"precision": settings.precision, "segmenter": segmenter_name(network)},
+        },
         visit=visit,
     )
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from datasets.base import Benchmark
 from datasets.metadata import BACKGROUND, benchmark_table
 from evaluation.evaluate import EvaluationResult
-from evaluation.pictures import PictureResult, format_table
+from evaluation.pictures import PictureResult
 from evaluation.pictures import segment_pictures as write_pictures
 from evaluation.report_sections import ReadMask
 from pseudo_labels.mask_stores import ExpertMaskStore, MaskStore
@@ -25,8 +25,10 @@ from systems.deeplab import (
     SemanticSegmenter,
     StoredDeepLab,
     check_batch,
+    check_stored_names,
     read_deeplab,
     segment_picture,
+    segmenter_name,
     train_deeplab,
 )
 from systems.run_weights import check_names_to_find, folder_of
@@ -277,24 +279,11 @@ def evaluate(settings: NamedMaskSettings, weights: Path) -> EvaluationResult:
     device = evaluation_device(settings.device, settings.precision)
     benchmark = stages.open_benchmark(settings, names, category=category, with_instances=False)
     stored = read_deeplab(weights, benchmark.num_classes)
-    _check_stored_names(stored, benchmark, category)
+    check_stored_names(stored, benchmark.category_names, benchmark.name, category=category)
     segmenter = SemanticSegmenter(stored.network.to(device), device, settings.precision)
     folder = RunFolder(scoring.evaluation_path(settings, weights, category_file_name(category or "")))
     return scoring.evaluate_weights(
         settings, benchmark, folder, lambda visit: score(settings, segmenter, benchmark, visit=visit)
-    )
-
-
-def _check_stored_names(stored: StoredDeepLab, benchmark: Benchmark, category: str | None) -> None:
-    """Refuse the weights of a run that learnt other categories: their number alone does not tell."""
-    names = stored.category_names
-    if names is None or names == list(benchmark.category_names) or category in names:
-        return
-    other = next((pair for pair in zip(names, benchmark.category_names, strict=False) if pair[0] != pair[1]), None)
-    raise WeightsError(
-        f"{stored.source}: this run learnt other categories than those of {benchmark.name}: "
-        f"{f'{other[0]!r} where the benchmark has {other[1]!r}' if other else f'{names[1:]}'}. "
-        "Evaluate it on the benchmark that it was trained for."
     )
 
 
@@ -311,10 +300,9 @@ def score(
         segmenter,
         benchmark,
         device=segmenter.device,
-        with_instances=False,
         protocol={
             "prompts": "none: the classes are the network's own",
-            "extra": {"precision": settings.precision, "segmenter": segmenter.name},
+            "extra": {"precision": settings.precision, "segmenter": segmenter_name(segmenter.network)},
         },
         visit=visit,
     )
@@ -354,15 +342,13 @@ def segment_pictures(
     classes = None if names == known else [known.index(name) for name in names]
     options: Mapping[str, object] = {"long_edge": settings.picture_long_edge, "classes": classes}
     logger.info("segmenting by %d names on %s", len(names) - 1, device)
-    results = write_pictures(
+    return write_pictures(
         images,
         lambda picture: segment_picture(segmenter, picture, **options),
         category_names=names,
         palette=palette(len(names)),
         output_dir=output_dir,
     )
-    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
-    return results
 
 
 def _own_settings(weights: Path, overrides: Sequence[str]) -> NamedMaskSettings:

@@ -144,7 +144,6 @@ def score(
         segmenter,
         benchmark,
         device=segmenter.device,
-        with_instances=False,
         protocol=describe_method(settings),
         refiner=refiner,
         visit=visit,

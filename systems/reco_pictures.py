@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from datasets.metadata import BACKGROUND, benchmark_table
-from evaluation.pictures import PictureResult, format_table
+from evaluation.pictures import PictureResult
 from evaluation.pictures import segment_pictures as write_pictures
 from pseudo_labels.references import holds_references, read_references
 from systems import reco_places
@@ -50,15 +50,13 @@ def segment_pictures(
     refiner = make_refiner(settings)
     with_crf = "" if refiner is None else ", with the CRF (crf=off is faster)"
     logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)
-    results = write_pictures(
+    return write_pictures(
         images,
         lambda picture: segment_picture(segmenter, refiner, picture, long_edge=settings.picture_long_edge),
         category_names=[BACKGROUND, *names],  # labels count from 1, as those of all systems
         palette=palette(len(names) + 1),
         output_dir=output_dir,
     )
-    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
-    return results
 
 
 def own_settings(weights: Path, overrides: Sequence[str]) -> RecoSettings:

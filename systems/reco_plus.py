@@ -16,13 +16,12 @@ from datasets.base import Benchmark
 from evaluation.evaluate import EvaluationResult
 from systems import reco_places, scoring, stages
 from systems.deeplab import DECISIVE as DEEPLAB_DECISIVE
-from systems.deeplab import check_batch, read_deeplab, train_deeplab
+from systems.deeplab import check_batch, check_stored_names, read_deeplab, segmenter_name, train_deeplab
 from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks
 from systems.reco_stages import label_split, open_split, open_training_pictures
 from training.run_folder import RunFolder
 from utils.distributed import is_main
-from utils.errors import WeightsError
 from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
 
@@ -178,12 +177,11 @@ def score(
         segmenter,
         benchmark,
         device=segmenter.device,
-        with_instances=False,
         protocol={
             "background": "none: every pixel has a category",
             "prompts": "none: the classes are the network's own",
             "refiner": "none" if refiner is None else describe_refiner(settings),
-            "extra": {"precision": settings.precision, "segmenter": settings.segmenter},
+            "extra": {"precision": settings.precision, "segmenter": segmenter_name(segmenter.network)},
         },
         refiner=refiner,
         visit=visit,
@@ -197,11 +195,7 @@ def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
     device = evaluation_device(settings.device, settings.precision)
     benchmark = open_split(settings, settings.split, with_labels=True)
     stored = read_deeplab(weights, benchmark.num_classes)
-    if stored.category_names is not None and stored.category_names != list(benchmark.category_names):
-        raise WeightsError(
-            f"{stored.source}: this run learnt other categories than those of {benchmark.name}, "
-            f"{', '.join(stored.category_names[:3])}, ... Evaluate it on the benchmark that it was trained for."
-        )
+    check_stored_names(stored, benchmark.category_names, benchmark.name)
     segmenter = RecoPlusSegmenter(stored.network.to(device), device, settings.precision)
     refiner, folder = make_refiner(settings), RunFolder(scoring.evaluation_path(settings, weights))
     return scoring.evaluate_weights(

@@ -10,7 +10,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -46,28 +45,31 @@ class PixelSegmenter(ABC):
     device: torch.device
     precision: str = "fp32"
 
-    def __call__(self, images: Tensor, size: tuple[int, int], *, with_instances: bool = False) -> list[Prediction]:
+    def __call__(self, images: Tensor, size: tuple[int, int]) -> list[Prediction]:
         """Label pictures of one size.
 
         Args:
             images: RGB, uint8, (B, h, w, 3), on the device.
             size: (H, W) of the results; for the CRF that of the pictures.
-            with_instances: must be false: these networks know no instances.
 
         Returns:
             One prediction per picture: labels int64 (H, W), and what the CRF wants.
         """
-        assert not with_instances  # noqa: S101 - callers ask for labels only
         found = self.compute(images)
         return [
-            Prediction(label, refinable=partial(self.refinable, image, found, number, size))
+            Prediction(label, refinable=self.refinable(image, found, number, size))
             for number, (image, label) in enumerate(zip(images, self.labels(found, size), strict=True))
         ]
 
     def refinable(self, image: Tensor, found: Any, number: int, size: tuple[int, int]) -> Refinable:
-        """BGR picture and scores of one picture of a batch, for the CRF."""
-        normalised = normalise_images(image.cpu().permute(2, 0, 1))  # (h, w, 3) -> (3, h, w)
-        return crf_image(normalised), self.scores(found, number, size).cpu().numpy()
+        """What makes BGR picture and scores of one picture of a batch, for the CRF."""
+
+        @torch.inference_mode()
+        def make() -> tuple[np.ndarray, np.ndarray]:
+            normalised = normalise_images(image.cpu().permute(2, 0, 1))  # (h, w, 3) -> (3, h, w)
+            return crf_image(normalised), self.scores(found, number, size).cpu().numpy()
+
+        return make
 
     @abstractmethod
     def compute(self, images: Tensor) -> Any:
@@ -151,12 +153,14 @@ class CrfRefiner:
     Attributes:
         settings: its constants.
         num_threads: pictures at a time.
+        num_waiting: pictures that may wait for a thread while the next batch is predicted.
         scored_as: label of every category, (N,), where finer categories are predicted than scored.
         name: of its scores.
     """
 
     settings: DenseCrfSettings
     num_threads: int
+    num_waiting: int = 0
     scored_as: np.ndarray | None = None
     name: str = "crf"
 
@@ -166,7 +170,8 @@ class CrfRefiner:
         Raises:
             UserError: if the memory does not suffice; says the need, and what lowers it.
         """
-        for labels in label_pictures(pictures, self.settings, num_threads=self.num_threads):
+        labelled = label_pictures(pictures, self.settings, num_threads=self.num_threads, num_waiting=self.num_waiting)
+        for labels in labelled:
             yield torch.from_numpy(labels if self.scored_as is None else self.scored_as[labels])
 
 
@@ -177,7 +182,8 @@ def make_refiner(settings: RecoSettings, scored_as: np.ndarray | None = None) ->
     constants = settings.crf.model_dump(exclude={"num_threads"})
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the processors
     num_threads = settings.crf.num_threads or max(num_processors() // ranks_here, 1)
-    return CrfRefiner(DenseCrfSettings(**constants), num_threads, scored_as)
+    # A batch waits while the network makes the next one.
+    return CrfRefiner(DenseCrfSettings(**constants), num_threads, settings.val_loader.batch_size, scored_as)
 
 
 def describe_refiner(settings: RecoSettings) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from datasets.base import Benchmark, EvaluationItem
 from datasets.imagenet_s import write_imagenet_s_label
 from evaluation.evaluate import EvaluationResult, Prediction, evaluate_semantic_and_instances, protocol_of
 from evaluation.instances import write_coco_results
-from evaluation.prediction_stream import Refiner
+from evaluation.prediction_stream import Predict, Refiner
 from evaluation.protocol import format_scores, write_results
 from systems.evaluation_pictures import EvaluationPictures
 from training.run_folder import RunFolder
@@ -28,7 +28,6 @@ from utils.settings import RetrievalSettings, yaml_values
 
 logger = get_logger(__name__)
 Visit = Callable[[EvaluationItem, Prediction], None]
-Predict = Callable[..., list[Prediction]]  # (images, size, *, with_instances) -> one prediction per picture
 
 
 def score(
@@ -37,7 +36,7 @@ def score(
     benchmark: Benchmark,
     *,
     device: torch.device,
-    with_instances: bool,
+    with_instances: bool = False,
     protocol: Mapping[str, Any],
     refiner: Refiner | None = None,
     visit: Visit | None = None,
@@ -46,20 +45,17 @@ def score(
 
     Args:
         settings: batches, workers, number of pictures.
-        predict: (images uint8 (B, h, w, 3) on the device, size, with_instances=...) -> one `Prediction` per picture.
+        predict: (images uint8 (B, h, w, 3) on the device, size) -> one `Prediction` per picture.
         benchmark: the reader.
         device: where predictions are made.
-        with_instances: whether instances are predicted and scored too.
+        with_instances: whether instances are scored too; they must be predicted then.
         protocol: what the recipe has to say about its predictions (entries of `evaluation.protocol.Protocol`).
         refiner: a second label map for every picture, which is scored, too.
         visit: called with every picture and its prediction.
     """
 
-    def predict_batch(images: Tensor, size: tuple[int, int]) -> list[Prediction]:
-        return predict(images, size, with_instances=with_instances)
-
     return evaluate_semantic_and_instances(
-        predict_batch,
+        predict,
         benchmark,
         device=device,
         protocol=protocol_of(benchmark, **protocol),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets.saliency import SaliencyBenchmark
-from evaluation.pictures import PictureResult, format_table
+from evaluation.pictures import PictureResult
 from evaluation.pictures import segment_pictures as write_pictures
 from networks.selfmask import SelfMask, selfmask_from_state_dict
 from pseudo_labels.bilateral_solver import SolverSettings
@@ -223,15 +223,13 @@ def segment_pictures(
     network = selfmask_from_state_dict(state, source=source).to(device)
     solver = None if settings.solver is None else SolverSettings(**settings.solver.model_dump())
     options = {"shorter_side": settings.selfmask_shorter_side, "solver": solver, "precision": settings.precision}
-    results = write_pictures(
+    return write_pictures(
         images,
         lambda picture: segment_picture(network, picture, device=device, **options),
         category_names=["background", "salient object"],
         palette=palette(2),
         output_dir=output_dir,
     )
-    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
-    return results
 
 
 def _stored_settings(weights: Path, overrides: Sequence[str]) -> SelfMaskSettings:

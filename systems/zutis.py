@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from datasets.base import Benchmark
 from datasets.batch import TrainingBatch, collate_samples, normalise_images
 from datasets.metadata import BACKGROUND
 from evaluation.evaluate import EvaluationResult
-from evaluation.pictures import PictureResult, format_table
+from evaluation.pictures import PictureResult
 from evaluation.pictures import segment_pictures as write_pictures
 from networks.zutis import Zutis
 from systems import scoring, stages
@@ -252,9 +253,14 @@ def score(
         "suppression": (settings.nms or "none") if with_instances else None,
         "extra": {"precision": settings.precision, "encoder": settings.clip_arch},
     }
-    device = segmenter.text.device
     return scoring.score(
-        settings, segmenter, benchmark, device=device, with_instances=with_instances, protocol=protocol, visit=visit
+        settings,
+        partial(segmenter, with_instances=with_instances),
+        benchmark,
+        device=segmenter.text.device,
+        with_instances=with_instances,
+        protocol=protocol,
+        visit=visit,
     )
 
 
@@ -296,15 +302,13 @@ def segment_pictures(
     text = text_embeddings(settings, names, stored).to(device)
     segmenter = Segmenter(stored.network.to(device), text, settings.nms, settings.precision)
     logger.info("segmenting by %d names on %s", len(names) - 1, device)
-    results = write_pictures(
+    return write_pictures(
         images,
         lambda picture: segment_picture(segmenter, picture, long_edge=settings.picture_long_edge),
         category_names=names,
         palette=palette(len(names)),
         output_dir=output_dir,
     )
-    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
-    return results
 
 
 def _names_to_find(categories: Sequence[str] | None, stored: StoredSegmenter) -> list[str]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Some tests compare a process with its children bit by bit; sums differ with the number of threads. Set before PyTorch
+# is imported anywhere, and handed on to the children.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

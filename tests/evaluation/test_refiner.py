@@ -53,7 +53,8 @@ class Brighter:
 
     def refine(self, picture: Refinable) -> Tensor:
         self.given += 1
-        return torch.from_numpy(np.where(picture[1] > 120, 3, 0))
+        _, brightness = picture()
+        return torch.from_numpy(np.where(brightness > 120, 3, 0))
 
 
 def test_refined_labels_are_scored_beside_the_plain_ones() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from pseudo_labels import dense_crf as module
-from pseudo_labels.crf_pool import label_pictures, num_processors
+from pseudo_labels.crf_pool import MakePicture, label_pictures, num_processors
 from pseudo_labels.dense_crf import DenseCrfSettings, check_memory, crf_image, dense_crf, dense_crf_labels, memory_need
 from pseudo_labels.lanes import LANES
 from pseudo_labels.network_input import normalise
@@ -165,27 +166,67 @@ def pictures(sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]
     ]
 
 
-@pytest.mark.parametrize("num_threads", [1, 3, None])
-def test_threads_change_neither_results_nor_order(num_threads: int | None):
+def makers(jobs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[MakePicture]:
+    return (lambda job=job: job for job in jobs)
+
+
+@pytest.mark.parametrize(("num_threads", "num_waiting"), [(1, 0), (1, 9), (3, 1), (None, 0)])
+def test_threads_change_neither_results_nor_order(num_threads: int | None, num_waiting: int):
     jobs = pictures([(20, 30), (1, 5), (33, 17), (20, 30), (20, 30), (8, 8)])
     expected = [dense_crf_labels(image, scores) for image, scores in jobs]
-    found = list(label_pictures(jobs, num_threads=num_threads))
+    found = list(label_pictures(makers(jobs), num_threads=num_threads, num_waiting=num_waiting))
     assert len(found) == len(expected)
     for labels, wanted in zip(found, expected, strict=True):
         np.testing.assert_array_equal(labels, wanted)
 
 
-def test_few_pictures_are_taken_ahead():
-    taken = []
+@pytest.mark.parametrize("num_waiting", [0, 4])
+def test_few_pictures_are_taken_and_fewer_made_ahead(num_waiting: int):
+    taken, made = [], []
 
-    def source() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def source() -> Iterator[MakePicture]:
         for i, job in enumerate(pictures([(9, 9)] * 12)):
             taken.append(i)
-            yield job
+            yield lambda i=i, job=job: (made.append(i), job)[1]
 
-    for count, _ in enumerate(label_pictures(source(), num_threads=2), start=1):
-        assert len(taken) <= min(count + 2, 12)
-    assert taken == list(range(12))
+    for count, _ in enumerate(label_pictures(source(), num_threads=2, num_waiting=num_waiting), start=1):
+        assert len(taken) <= min(count + 2 + num_waiting, 12)
+    assert taken == sorted(made) == list(range(12))
+
+
+def test_no_more_scores_are_in_memory_than_threads_work_on(monkeypatch: pytest.MonkeyPatch):
+    made, finished, most = [], [], []
+    infer = module._infer
+
+    def notice(*arguments: object) -> object:
+        result = infer(*arguments)
+        finished.append(None)
+        return result
+
+    monkeypatch.setattr(module, "_infer", notice)
+
+    def make(job: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        made.append(None)
+        most.append(len(made) - len(finished))
+        return job
+
+    jobs = pictures([(9, 9)] * 12)
+    list(label_pictures((partial(make, job) for job in jobs), num_threads=2, num_waiting=9))
+    assert max(most) <= 2
+
+
+def test_a_batch_is_made_while_the_one_before_waits(monkeypatch: pytest.MonkeyPatch):
+    """None of the first batch has to be finished before the second one is asked for."""
+    may_go_on = threading.Event()
+    infer = module._infer
+    monkeypatch.setattr(module, "_infer", lambda *arguments: (may_go_on.wait(30), infer(*arguments))[1])
+
+    def source() -> Iterator[MakePicture]:
+        yield from makers(pictures([(9, 9)] * 4))
+        may_go_on.set()
+        yield from makers(pictures([(9, 9)] * 4))
+
+    assert len(list(label_pictures(source(), num_threads=1, num_waiting=3))) == 8
 
 
 def test_pictures_are_made_beside_the_crf(monkeypatch: pytest.MonkeyPatch):
@@ -199,8 +240,8 @@ def test_pictures_are_made_beside_the_crf(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(module, "_infer", notice)
 
-    def source() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        first, second = pictures([(9, 9), (9, 9)])
+    def source() -> Iterator[MakePicture]:
+        first, second = makers(pictures([(9, 9), (9, 9)]))
         yield first
         assert started.wait(30)
         yield second
@@ -211,7 +252,7 @@ def test_pictures_are_made_beside_the_crf(monkeypatch: pytest.MonkeyPatch):
 def test_an_error_in_one_picture_reaches_the_caller():
     jobs = pictures([(9, 9)] * 4)
     jobs[2][1][5, 3, 3] = np.nan
-    results = label_pictures(jobs, num_threads=2)
+    results = label_pictures(makers(jobs), num_threads=2)
     next(results)
     next(results)
     with pytest.raises(UserError, match="scores of class 5 hold NaN or infinity"):
@@ -224,6 +265,8 @@ def test_no_pictures_and_wrong_numbers_of_threads():
     assert num_processors() >= 1
     with pytest.raises(ValueError, match="num_threads must be at least 1, received 0"):
         label_pictures([], num_threads=0)
+    with pytest.raises(ValueError, match="num_waiting must not be below 0, received -1"):
+        label_pictures([], num_waiting=-1)
 
 
 # What users can get wrong
@@ -282,18 +325,18 @@ def test_memory_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch):
     check_memory(171, (320, 320))
     message = (
         "The dense CRF of 171 classes on 320x320 pixels needs about 283 MiB of memory, 1.1 GiB for 4 pictures at a "
-        "time, but 300 MiB are free. Lower the number of pictures at a time (num_threads, now 4), use smaller "
-        "pictures, or fewer classes."
+        "time, but 300 MiB are free. Lower the number of pictures at a time (crf.num_threads, now 4), use smaller "
+        "pictures (picture_long_edge, picture_shorter_side), fewer classes, or no CRF (crf=off)."
     )
     with pytest.raises(UserError) as error:
         check_memory(171, (320, 320), at_a_time=4)
     assert str(error.value) == message
     monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
     for function in (dense_crf, dense_crf_labels):
-        with pytest.raises(UserError, match=r"1 MiB are free\. Use smaller pictures, or fewer classes"):
+        with pytest.raises(UserError, match=r"1 MiB are free\. Use smaller pictures \(picture_long_edge"):
             function(two_halves(), noisy_scores(400, (24, 32)))
     with pytest.raises(UserError, match="num_threads, now 2"):
-        next(label_pictures([(two_halves(), noisy_scores(400, (24, 32)))], num_threads=2))
+        next(label_pictures(makers([(two_halves(), noisy_scores(400, (24, 32)))]), num_threads=2))
     monkeypatch.setattr(module, "available_memory", lambda: None)
     dense_crf_labels(two_halves(), noisy_scores(2, (24, 32)))
 

@@ -100,11 +100,11 @@ def test_labels_of_the_crf_are_those_of_each_picture_alone(scored: Path, world: 
     )
     with torch.inference_mode():
         together = segmenter(images, (320, 320))
-        refined = list(refiner(prediction.refinable() for prediction in together))
+        refined = list(refiner(prediction.refinable for prediction in together))
         for image, prediction, labels in zip(images, together, refined, strict=True):
             (alone,) = segmenter(image[None], (320, 320))
             assert torch.equal(alone.labels, prediction.labels)
-            (again,) = refiner([alone.refinable()])
+            (again,) = refiner([alone.refinable])
             assert torch.equal(again, labels)
             picture, scores = alone.refinable()
             assert scores.shape == (27, 320, 320)
@@ -153,7 +153,7 @@ def test_finer_categories_are_scored_as_coarser_ones(world: World, tmp_path: Pat
         (one,) = fine(torch.from_numpy(item.image)[None], (320, 320))
         (other,) = segmenter(torch.from_numpy(item.image)[None], (320, 320))
         assert torch.equal(other.labels, coarse[one.labels])
-        (labels,), (mapped,) = make_refiner(settings)([one.refinable()]), refiner([other.refinable()])
+        (labels,), (mapped,) = make_refiner(settings)([one.refinable]), refiner([other.refinable])
         assert torch.equal(mapped, coarse[labels])
         assert labels.max() > 26
     truth = torch.from_numpy(item.label)
@@ -191,7 +191,7 @@ def test_label_pngs_are_the_predictions_of_their_pictures(labelled: Path, world:
         name = item.path.name.replace("_leftImg8bit", "_gtFine_labelIds")
         with torch.inference_mode():
             (prediction,) = segmenter(torch.from_numpy(item.image)[None], (320, 320))
-            (refined,) = refiner([prediction.refinable()])
+            (refined,) = refiner([prediction.refinable])
         assert np.array_equal(label_pngs(labelled)[f"dt/{name}"], prediction.labels)
         assert np.array_equal(label_pngs(labelled)[f"dt_crf/{name}"], refined)
 
