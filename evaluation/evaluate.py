@@ -152,12 +152,9 @@ def evaluate_semantic_and_instances(
         if counts is not None:
             counts.synchronise()
     records = gather_records(records)
-    coco, agnostic = None, None
-    if annotations is not None:
-        options = {"max_dets": max_dets, "image_ids": benchmark.image_ids[:num_images]}
-        coco = compute_on_main(lambda: evaluate_coco(annotations, records, **options))
-        if class_agnostic:
-            agnostic = compute_on_main(lambda: evaluate_coco(annotations, records, use_categories=False, **options))
+    options = {"max_dets": max_dets, "image_ids": benchmark.image_ids[:num_images]}
+    coco = _compare(annotations, records, **options)
+    agnostic = _compare(annotations, records, use_categories=False, **options) if class_agnostic else None
     result = None if scores is None else scores.compute()
     return EvaluationResult(
         semantic=None if benchmark.binary else result,
@@ -176,6 +173,11 @@ def _make_scores(benchmark: Benchmark, device: torch.device | str) -> SemanticSc
     if not benchmark.has_labels:
         return None
     return BinaryScores() if benchmark.binary else SemanticScores(benchmark.num_classes, device)
+
+
+def _compare(annotations: dict[str, Any] | None, records: list[Record], **options: Any) -> dict[str, float] | None:
+    """Mask AP, computed by rank zero for all; None without annotations."""
+    return None if annotations is None else compute_on_main(lambda: evaluate_coco(annotations, records, **options))
 
 
 def _annotations(benchmark: Benchmark) -> dict[str, Any]:
