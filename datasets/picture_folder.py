@@ -5,6 +5,7 @@ What is predicted for them is written where `export_path` says, and found there 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,8 @@ MAX_ASPECT = 4  # of longer ones the longer side decides, so that nothing grows 
 class PictureFolder(Benchmark):
     """Pictures below folders, in natural order; nothing is read before it is asked for.
 
+    Links stay what they are called; a picture that several names lead to is one picture, under the first of them.
+
     Args:
         folders: searched to any depth.
         names: the categories that are looked for, in label order.
@@ -35,11 +38,12 @@ class PictureFolder(Benchmark):
     def __init__(
         self, folders: Sequence[str | Path], names: Sequence[str], *, shorter_side: int = 320, ignore_index: int = 255
     ) -> None:
-        self.folders, self.shorter_side = [Path(folder).resolve() for folder in folders], shorter_side
+        self.folders, self.shorter_side = [Path(folder).absolute() for folder in folders], shorter_side
         colours = palette(len(names) + 1)[1:]  # black stands for no category
         table = CategoryTable("pictures", tuple(names), colours, ignore_index, colours)
-        paths = [path.resolve() for path in list_pictures(self.folders)]
-        super().__init__(name="pictures", split="train", table=table, image_paths=paths)
+        super().__init__(
+            name="pictures", split="train", table=table, image_paths=_each_once(list_pictures(self.folders))
+        )
 
     @property
     def protocol(self) -> dict[str, str]:
@@ -54,7 +58,7 @@ class PictureFolder(Benchmark):
         """The picture at its common size; it is also the size of its label map."""
         size = self.fitted_size(image.shape[:2])
         if size != image.shape[:2]:
-            image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
+            image = np.array(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
         return image, label, size
 
     def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -68,3 +72,12 @@ class PictureFolder(Benchmark):
         parts = [f"{number}_{folder.name}"] if len(self.folders) > 1 else []
         relative = image_path.relative_to(folder)
         return Path(output_dir, *parts, relative.with_name(f"{relative.name}.png"))
+
+
+def _each_once(paths: Sequence[Path]) -> list[Path]:
+    """The paths without those that lead to a file again, by a link or a second name."""
+    found: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        status = os.stat(path)
+        found.setdefault((status.st_dev, status.st_ino), path)
+    return list(found.values())
