@@ -15,6 +15,13 @@ from utils.settings_recipe import RecipeSettings
 _BENCHMARKS = ("voc2012", "coco2017", "coca", "cityscapes_object", "imagenet-s")
 
 
+class NamedMaskTrainLoaderSettings(TrainLoaderSettings):
+    """The training loader of the segmenter."""
+
+    batch_size: PositiveInt = 16
+    num_workers: CountInt = 16
+
+
 class ExpertTrainLoaderSettings(TrainLoaderSettings):
     """The training loader of one expert."""
 
@@ -59,8 +66,8 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
 
     system: Literal["namedmask"]
     max_objects: PositiveInt = Field(default=2, alias="max_n_masks")  # a sample holds 1 to this many pasted pictures
-    train_loader: TrainLoaderSettings = Field(
-        default_factory=lambda: TrainLoaderSettings(batch_size=16, num_workers=16), alias="train_dataloader_kwargs"
+    train_loader: NamedMaskTrainLoaderSettings = Field(
+        default_factory=NamedMaskTrainLoaderSettings, alias="train_dataloader_kwargs"
     )
     use_expert_masks: bool = Field(default=False, alias="use_expert_pseudo_masks")
     single_category: NameList | None = None  # the experts to train (stop_after: experts) or to score; null: all

@@ -11,6 +11,7 @@ from utils.setting_blocks import LoaderSettings, PhotometricBlock
 from utils.setting_types import (
     AnyPath,
     Block,
+    CountInt,
     Fraction,
     NameList,
     NonNegativeFloat,
@@ -18,6 +19,7 @@ from utils.setting_types import (
     PathOrName,
     PositiveFloat,
     PositiveInt,
+    Probability,
     Problem,
     Switchable,
     Task,
@@ -56,6 +58,19 @@ class CrfBlock(Block):
     num_threads: PositiveInt | None = None  # pictures at a time, beside the network; null: one per processor
 
 
+class PredictionLoaderSettings(LoaderSettings):
+    """How ReCo's pictures are read: nothing is trained, so batches are larger than elsewhere in evaluation."""
+
+    batch_size: PositiveInt = 16
+    num_workers: CountInt = 16
+
+
+class RecoPhotometricBlock(PhotometricBlock):
+    """The same changes of colour, but none to grey: the release has it and leaves it off."""
+
+    greyscale_probability: Probability = 0.0
+
+
 class RecoSettings(DeepLabSettings, RetrievalSettings):
     """ReCo: classifying pixels by what retrieved pictures have in common; ReCo+: a DeepLabv3+ trained on its labels."""
 
@@ -82,8 +97,8 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     dense_clip_inference: bool = True
     temperature: PositiveFloat = 10.0  # factor of the text cosines inside the sigmoid
     crf: Annotated[CrfBlock | None, Switchable] = Field(default_factory=CrfBlock)
-    val_loader: LoaderSettings = Field(
-        default_factory=lambda: LoaderSettings(batch_size=16, num_workers=16), alias="val_dataloader_kwargs"
+    val_loader: PredictionLoaderSettings = Field(
+        default_factory=PredictionLoaderSettings, alias="val_dataloader_kwargs"
     )
     picture_long_edge: PositiveInt | None = 512  # users' larger pictures are shrunk for the networks; null: never
     # pseudo-labels
@@ -98,7 +113,7 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     log_interval: PositiveInt = Field(default=100, alias="iter_log")
     train_image_size: PositiveInt = 320
     scale_range: ZoomRange = (0.5, 2.0)
-    photometric: PhotometricBlock = Field(default_factory=lambda: PhotometricBlock(greyscale_probability=0.0))
+    photometric: RecoPhotometricBlock = Field(default_factory=RecoPhotometricBlock)
     validate_with_crf: bool = False  # true: as published, which takes most of the time; else at the end alone
 
     @classmethod

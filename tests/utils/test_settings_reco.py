@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from utils.config import dump_settings, load_settings
 from utils.errors import ConfigError
-from utils.settings import RecoSettings
+from utils.setting_types import Block
+from utils.settings import SETTINGS, RecoSettings
 
 SMALL = "system: reco\ncategories: [road, sky]\n"
+NEEDS_NAMES = dict.fromkeys(("zutis", "namedmask", "reco"), "categories: [cat]\n")
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def blocks_of(block: Block, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Block]]:
+    """All blocks inside settings, at any depth."""
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        if isinstance(value, Block):
+            yield (*path, name), value
+            yield from blocks_of(value, (*path, name))
 
 
 def load(tmp_path: Path, text: str, *words: str, task: str | None = None) -> RecoSettings:
@@ -74,6 +91,21 @@ def test_of_two_names_of_a_setting_the_last_counts(tmp_path: Path) -> None:
     assert (found.batch_size, found.num_workers) == (6, 0)
 
 
+def test_partial_blocks_keep_the_defaults_of_the_recipe(tmp_path: Path) -> None:
+    found = load(tmp_path, f"{SMALL}photometric: {{hue: 0.1}}\n", "val_dataloader_kwargs={num_workers: 2}")
+    assert (found.photometric.hue, found.photometric.greyscale_probability) == (0.1, 0.0)
+    assert (found.val_loader.batch_size, found.val_loader.num_workers) == (16, 2)
+    assert load(tmp_path, SMALL, "batch_size=2").val_loader.num_workers == 16
+    assert load(tmp_path, f"{SMALL}crf: {{iterations: 5}}\n").crf.bilateral_sxy == 67
+
+
+@pytest.mark.parametrize("system", SETTINGS)
+def test_no_block_of_any_system_loses_a_default_to_a_partial_one(tmp_path: Path, system: str) -> None:
+    settings = load_settings(write(tmp_path / "c.yaml", f"system: {system}\n{NEEDS_NAMES.get(system, '')}"))
+    for path, block in blocks_of(settings):
+        assert block == type(block)(), f"{'.'.join(path)} has defaults that its class does not have"
+
+
 def test_two_names_in_one_place_are_refused(tmp_path: Path) -> None:
     (line,) = problems(tmp_path, f"{SMALL}n_imgs: 3\nn_images: 4\n")
     assert line == "c.yaml:3: n_imgs: the same setting as 'n_images', which is also given; keep one"
@@ -100,8 +132,11 @@ def test_an_index_is_needed_only_where_references_are_computed(tmp_path: Path) -
     assert "dir_train_dataset: expected at least one folder of index images" in line
     (tmp_path / "r.pkl").write_bytes(b"")
     assert load(tmp_path, f"{SMALL}reference_path: r.pkl\n", task="train").reference_path == tmp_path / "r.pkl"
-    (line, _) = problems(tmp_path, f"{SMALL}reference_path: s.pkl\n", task="train")
-    assert line.startswith("c.yaml: dir_train_dataset") or "s.pkl does not exist; expected a file" in line
+    assert problems(tmp_path, f"{SMALL}reference_path: s.pkl\n", task="train") == [
+        "c.yaml: dir_train_dataset: expected at least one folder of index images "
+        "(or category_to_p_images_fp, an existing file)",
+        "c.yaml:3: reference_path: s.pkl does not exist; expected a file",
+    ]
 
 
 def test_values_that_cannot_be(tmp_path: Path) -> None:
