@@ -42,16 +42,18 @@ class CocoStuffBenchmark(CentralSquareBenchmark):
         root = Path(root)
         if split == "val":
             image_dir, label_dir, ending = root / "images" / "val2017", root / "annotations" / "val2017", ".png"
+            like = r"\d+"
             list_path, layout = root / "curated" / "val2017" / "Coco164kFull_Stuff_Coarse.txt", VAL_LAYOUT
         elif split == "train":
             base = root.with_name(f"{root.name}10k")
             image_dir, label_dir, ending = base / "images", base / "annotations", ".mat"
+            like = r"COCO_(train|val)2014_\d+"
             list_path, layout = base / "imageLists" / "train.txt", TRAIN_LAYOUT
         else:
             raise DataError(f"COCO-Stuff has the splits 'train', 'val' here, got {split!r}.")
         require_dir(image_dir, "the COCO-Stuff pictures", layout)
         label_dir = find_labels(label_dir, with_labels, layout)
-        image_paths, label_paths = pair_listed(list_path, image_dir, label_dir, ending=ending)
+        image_paths, label_paths = pair_listed(list_path, image_dir, label_dir, ending=ending, like=like)
         super().__init__(
             name="coco_stuff",
             split=split,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence, Set
 from pathlib import Path
@@ -11,7 +12,7 @@ from utils.errors import DataError
 
 
 def pair_listed(
-    list_path: Path, image_dir: Path, label_dir: Path | None, *, ending: str = ".png"
+    list_path: Path, image_dir: Path, label_dir: Path | None, *, ending: str = ".png", like: str = ".*"
 ) -> tuple[list[Path], list[Path] | None]:
     """The pictures that a split's list names, and the label of each.
 
@@ -20,6 +21,8 @@ def pair_listed(
         image_dir: folder of the pictures, `<name>.jpg`; it may hold those of other splits, too.
         label_dir: folder of the labels; None: none are wanted.
         ending: of the labels' file names.
+        like: pattern of all names, where the benchmark has one. Files of other names beside the labels are none: other
+            programs' converters leave theirs there.
 
     Returns:
         Paths of pictures and labels in the order of the list.
@@ -35,7 +38,8 @@ def pair_listed(
     label_paths = [label_dir / f"{name}{ending}" for name in names]
     require_files(label_paths, "label files", f"Their pictures are listed in {list_path}.")
     pictures = {name.removesuffix(".jpg") + ending for name in list_relative(image_dir, ".jpg")}
-    refuse_extra(list_relative(label_dir, ending), pictures, label_dir, _remedy(image_dir))
+    labels = {name for name in list_relative(label_dir, ending) if re.fullmatch(like, name.removesuffix(ending))}
+    refuse_extra(labels, pictures, label_dir, _remedy(image_dir))
     return image_paths, label_paths
 
 

@@ -149,6 +149,27 @@ def test_coco_stuff_validates_on_the_curated_list(tmp_path: Path) -> None:
     assert "171 predicted by name count as the 27 that are scored" in protocol_of(benchmark).extra["finer categories"]
 
 
+def test_what_converters_leave_beside_coco_stuffs_labels_is_no_label(tmp_path: Path) -> None:
+    root = write_stuff(tmp_path / "stuff", {"000000000139": blocks([0, 255])})
+    write(root / "annotations" / "val2017" / "000000000139_labelTrainIds.png", blocks([1, 2]))
+    benchmark = build_benchmark("coco_stuff", root)
+    assert [path.name for path in benchmark.label_paths] == ["000000000139.png"]
+    assert labels_of(benchmark) == [[-1, 9]]
+    write(root / "annotations" / "val2017" / "000000000285.png", blocks([1]))
+    with pytest.raises(DataError, match=r"val2017: 1 of 2 label files belong to no picture: 000000000285\.png\. Put"):
+        build_benchmark("coco_stuff", root)
+    root = write_stuff_10k(root, {"COCO_train2014_000000000036": blocks([1])})
+    annotations = tmp_path / "stuff10k" / "annotations"
+    savemat(annotations / "class_names.mat", {"names": "a"})
+    assert len(build_benchmark("coco_stuff", root, "train")) == 1
+    savemat(annotations / "COCO_val2014_000000000042.mat", {"S": blocks([1])})
+    with pytest.raises(DataError, match=r"1 of 2 label files belong to no picture: COCO_val2014_000000000042\.mat"):
+        build_benchmark("coco_stuff", root, "train")
+    (tmp_path / "stuff" / "annotations" / "val2017" / "000000000139.png").rename(tmp_path / "stuff" / "139_ids.png")
+    with pytest.raises(DataError, match=r"1 of 1 label files are missing: .*/000000000139\.png"):
+        build_benchmark("coco_stuff", root)
+
+
 def test_every_fine_category_has_a_coarse_one() -> None:
     fine, coarse = category_table("coco_stuff171"), category_table("coco_stuff27")
     assert fine.scored_as.shape == (171,)
