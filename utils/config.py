@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from utils.config_problems import explain_errors, nearest
+from utils.config_problems import block_at, explain_errors, nearest
 from utils.errors import ConfigError
 from utils.log import get_logger
 from utils.setting_blocks import RunSettings
-from utils.setting_types import Task
+from utils.setting_types import Block, Task
 from utils.settings import SETTINGS, yaml_values
 from utils.yaml_source import KeyPath, Origin, Tree, dotted, dump_yaml, fill_references, parse_yaml
 
@@ -169,7 +169,7 @@ def _validate(tree: Tree, task: Task | None, *, source: str) -> RunSettings:
     values = tree.values
     if model is not None:
         fill_references(tree, {key: value for key, value in _defaults(model).items() if value is not None})
-        values = _drop_ineffective(tree, model)
+        values = _drop_ineffective(tree, tree.values, model)
         values = _rename_synonyms(tree, values, model)
     problems = list(tree.problems)
     settings = None
@@ -205,10 +205,17 @@ def _defaults(model: type[RunSettings]) -> dict[str, Any]:
     }
 
 
-def _drop_ineffective(tree: Tree, model: type[RunSettings]) -> dict[str, Any]:
-    for key in sorted(model.ineffective & set(tree.values)):
-        logger.warning("%s: %s: this key of the published files has no effect", tree.origin((key,)), key)
-    return {key: value for key, value in tree.values.items() if key not in model.ineffective}
+def _drop_ineffective(tree: Tree, values: dict[str, Any], model: type[Block], path: KeyPath = ()) -> dict[str, Any]:
+    """The values of a block (`path` leads to it) without those that have no effect, which are told."""
+    kept = {}
+    for key, value in values.items():
+        here = (*path, key)
+        if key in model.ineffective:
+            logger.warning("%s: %s: this key of the published files has no effect", tree.origin(here), dotted(here))
+            continue
+        block = block_at(model, (key,)) if isinstance(value, dict) else None
+        kept[key] = value if block is None else _drop_ineffective(tree, value, block, here)
+    return kept
 
 
 def _rename_synonyms(tree: Tree, values: dict[str, Any], model: type[RunSettings]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _pattern_words(pattern: str) -> str:
 
 def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
     """An unknown setting, with the nearest one of the block it is in (its Python name counts as well)."""
-    owner = _model_at(model, path[:-1])
+    owner = block_at(model, path[:-1])
     where = f" of {dotted(path[:-1])!r}" if len(path) > 1 else ""
     if owner is None:
         return f"not a setting{where}"
@@ -128,7 +128,8 @@ def _unknown_key(path: KeyPath, model: type[BaseModel]) -> str:
     return f"not a setting{where}; it has {', '.join(keys.values())}"
 
 
-def _model_at(model: type[BaseModel] | None, path: KeyPath) -> type[BaseModel] | None:
+def block_at(model: type[BaseModel] | None, path: KeyPath) -> type[BaseModel] | None:
+    """The model of the block that a key path leads to, from the model of the whole; None if it leads to no block."""
     for part in path:
         if isinstance(part, int):
             continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,22 +21,23 @@ from utils.setting_types import (
 
 
 class LoaderSettings(Block):
-    """How a data loader reads: images per batch and worker processes (per GPU)."""
+    """How a data loader reads: images per batch and worker processes (per GPU).
+
+    In training the order is always drawn, and the last batch of an epoch is filled up from the next one.
+    """
+
+    ineffective: ClassVar[frozenset[str]] = frozenset({"shuffle", "drop_last"})
 
     batch_size: PositiveInt = 1
     num_workers: CountInt = 4
     pin_memory: bool = True
-    shuffle: bool = False
-    drop_last: bool = False
 
 
 class TrainLoaderSettings(LoaderSettings):
-    """The same for training: shuffled, and only full batches."""
+    """The same for training."""
 
     batch_size: PositiveInt = 8
     num_workers: CountInt = 8
-    shuffle: bool = True
-    drop_last: bool = True
 
 
 class SolverSettings(Block):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -115,8 +116,8 @@ def test_one_value_where_a_list_is_wanted(tmp_path: Path) -> None:
 
 def test_partial_loader_blocks_keep_the_other_defaults(tmp_path: Path) -> None:
     found = load(tmp_path, SMALL, "train_dataloader_kwargs.batch_size=2")
-    assert (found.train_loader.batch_size, found.train_loader.shuffle, found.train_loader.drop_last) == (2, True, True)
-    assert (found.val_loader.batch_size, found.val_loader.shuffle) == (1, False)
+    assert (found.train_loader.batch_size, found.train_loader.num_workers) == (2, 8)
+    assert (found.val_loader.batch_size, found.val_loader.num_workers) == (1, 4)
 
 
 def test_every_problem_is_told_at_once_with_place_key_and_nearest_match(tmp_path: Path) -> None:
@@ -275,6 +276,30 @@ def test_keys_without_effect_are_accepted_with_a_warning(tmp_path: Path, log_tex
     load(tmp_path, f"{SMALL}use_archive_purifier: true\niter_label_update: 5\n")
     assert "c.yaml:3: use_archive_purifier: this key of the published files has no effect" in log_text.text
     assert "iter_label_update" in log_text.text
+
+
+@pytest.mark.parametrize("system", SETTINGS)
+def test_so_are_those_inside_blocks(tmp_path: Path, system: str, log_text: pytest.LogCaptureFixture) -> None:
+    names = "" if system == "selfmask" else "categories: [cat]\n"
+    block = "{batch_size: 2, shuffle: false, drop_last: true}"
+    path = write(tmp_path / "c.yaml", f"system: {system}\n{names}train_dataloader_kwargs: {block}\n")
+    settings = load_settings(path, ["val_dataloader_kwargs.shuffle=true"])
+    assert settings.train_loader.batch_size == 2
+    line = 2 if system == "selfmask" else 3
+    for told in (
+        f"c.yaml:{line}: train_dataloader_kwargs.shuffle: this key of the published files has no effect",
+        f"c.yaml:{line}: train_dataloader_kwargs.drop_last: this key of the published files has no effect",
+        "command line: val_dataloader_kwargs.shuffle: this key of the published files has no effect",
+    ):
+        assert told in log_text.text
+    assert "shuffle" not in dump_settings(settings)
+
+
+def test_our_own_configurations_have_no_keys_without_effect(log_text: pytest.LogCaptureFixture) -> None:
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*/*.yaml")):
+        with contextlib.suppress(ConfigError):  # base files and those for users' own names lack something
+            load_settings(path)
+    assert "has no effect" not in log_text.text
 
 
 def test_resolved_settings_can_be_written_and_read_again(tmp_path: Path) -> None:
