@@ -1,4 +1,4 @@
 #!/usr/bin/env bash
 # ReCo on Cityscapes: bash scripts/reco/reco_cityscapes.sh [REFERENCES] [key=value ...] scores the val split; without REFERENCES they are computed.
-# With train as the first word: label PNGs of the training split, for ReCo+ (reference_path=REFERENCES to use given ones).
+# With train as the first word, before REFERENCES: label PNGs of the training split, for ReCo+.
 exec bash "$(dirname "$0")/../run.sh" --splits configs/reco/cityscapes.yaml "$@"

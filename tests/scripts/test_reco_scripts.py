@@ -73,13 +73,19 @@ def small(data: Path) -> list[str]:
     return [*tiny_words(World), "max_images=1", "n_iters=1", "iter_eval=1"]
 
 
-def run_script(data: Path, script: str, *words: str) -> int:
-    """Let bash make the command of a script, and call it here."""
+def command_of(data: Path, script: str, *words: str) -> tuple[str, list[str]]:
+    """Program and arguments that a script hands over."""
     path = f"{data / 'bin'}:{os.environ['PATH']}"
     command = ["bash", str(SCRIPTS[script]), *words]
     done = subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=True)
     program, *arguments = done.stdout.splitlines()
-    return {"train.py": train.main, "inference.py": inference.main}[Path(program).name](arguments)
+    return Path(program).name, arguments
+
+
+def run_script(data: Path, script: str, *words: str) -> int:
+    """Let bash make the command of a script, and call it here."""
+    program, arguments = command_of(data, script, *words)
+    return {"train.py": train.main, "inference.py": inference.main}[program](arguments)
 
 
 def references_for(data: Path, benchmark: str, path: Path) -> Path:
@@ -110,13 +116,14 @@ def test_reco_scores_labels_and_teaches(data: Path, runs: Path, benchmark: str) 
     assert run_script(data, f"reco_{benchmark}", str(references), *small(data)) == 0
     (results,) = runs.glob(f"{benchmark}/val/evaluation_r/results.json")
     assert len(read_json(results)["class_iou"]) == len(read_json(results)["class_iou_crf"]) == num_classes
+    first, given = [], []
     if benchmark == "cityscapes":  # all of the stages; elsewhere the references are given
-        given = []
         assert run_script(data, "reco_cityscapes", *small(data)) == 0
         assert (runs / "cityscapes/val/reco/clip_in_train_ce_ta_dc/k003/results.json").is_file()
     else:
-        given = [f"reference_path={references}"]
-    assert run_script(data, f"reco_{benchmark}", "train", *small(data), "max_images=2", *given) == 0
+        first, given = [str(references)], [f"reference_path={references}"]
+    assert run_script(data, f"reco_{benchmark}", "train", *first, *small(data), "max_images=2") == 0
+    assert (runs / benchmark / "category_to_p_images.json").is_file() == (not given)
     (folder,) = runs.glob(f"{benchmark}/train/reco/clip_in_train_ce_ta_dc/k003/dt_crf")
     pngs = [np.asarray(Image.open(path)) for path in folder.rglob("*.png")]
     assert len(pngs) == 2
@@ -127,6 +134,23 @@ def test_reco_scores_labels_and_teaches(data: Path, runs: Path, benchmark: str) 
         assert len(read_json(run / "results.json")["class_iou_crf"]) == num_classes
         assert run_script(data, f"reco_plus_{benchmark}", *small(data), f"dir_pseudo_masks={folder}", "name=given") == 0
         assert (runs / "given" / "final_model.pt").is_file()
+
+
+@pytest.mark.parametrize("name", ["r.pkl", "it's [mine] #1.pkl"])
+def test_a_file_behind_train_is_what_labels_are_made_with(data: Path, tmp_path: Path, name: str) -> None:
+    references = references_for(data, "cityscapes", tmp_path / "r.safetensors").rename(tmp_path / name)
+    given = small(data)
+    program, (flag, config, *words) = command_of(data, "reco_cityscapes", "train", str(references), *given)
+    assert (program, flag) == ("train.py", "--config")
+    settings = load_settings(config, words)
+    assert settings.reference_path == references
+    assert settings.split == "train"
+    assert settings.max_images == 1
+    program, arguments = command_of(data, "reco_cityscapes", "val", str(references), *given)
+    assert (program, arguments[2:4]) == ("inference.py", ["--weights", str(references)])
+    assert "split=val" in arguments
+    program, arguments = command_of(data, "reco_cityscapes", "train", "reference_path=a.pkl")
+    assert (program, arguments[2:]) == ("train.py", ["reference_path=a.pkl", "split=train"])
 
 
 @pytest.mark.parametrize("benchmark", TRAINED)
