@@ -181,10 +181,10 @@ def needs_dir(key: str, path: Path | None, purpose: str) -> list[Problem]:
     return []
 
 
-def needs_file(key: str, path: Path | None) -> list[Problem]:
-    """A problem if a file is set but does not exist."""
+def needs_file(key: str, path: Path | None, instead: str = "") -> list[Problem]:
+    """A problem if a file is set but does not exist; `instead`: what else may be done, at the end of the sentence."""
     if path is None or path.is_file():
         return []
     what = "is a folder" if path.is_dir() else "does not exist"
     hint = f" (bash scripts/download_weights.sh {path.name})" if path.name in FILES else ""
-    return [Problem((key,), f"{path} {what}; expected a file{hint}")]
+    return [Problem((key,), f"{path} {what}; expected a file{hint}{instead}")]

@@ -175,4 +175,22 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
         has_labels = self.trains and self.pseudo_label_dir is not None
         if has_labels or (self.reference_path is not None and self.reference_path.is_file()):
             return []
-        return super()._check_index()
+        return super()._check_index() + self._check_imagenet_split()
+
+    def _check_imagenet_split(self) -> list[Problem]:
+        """The split is in names of folders and files, too: nothing else may be searched under the name of this one."""
+        if self.imagenet_split is None:
+            return []
+        split, other = self.imagenet_split, "val" if self.imagenet_split == "train" else "train"
+        remedy = f"expected imagenet_split={other}, another {{}}, or imagenet_split=null for pictures that are no split"
+        problems = []
+        for path in self.index_dirs:
+            if (path.name == other or (path / other).is_dir()) and not (path / split).is_dir():
+                text = f"{split}, but {path} holds ImageNet's split {other}; {remedy.format('dir_train_dataset')}"
+                problems.append(Problem(("imagenet_split", "dir_train_dataset"), text))
+        for path in self.embedding_paths:
+            if f"_{other}_img_embedding" in path.name:
+                key = "p_filename_to_image_embedding"
+                text = f"{split}, but {path} holds embeddings of {other}; {remedy.format(key)}"
+                problems.append(Problem(("imagenet_split", key), text))
+        return problems

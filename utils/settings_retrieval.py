@@ -143,5 +143,7 @@ class RetrievalSettings(RunSettings):
             problems.append(Problem(("p_filename_to_image_embedding", "dir_train_dataset"), text))
         if not has_archive:
             pickles = [path for path in self.embedding_paths if path.suffix == ".pkl"]
-            problems += [p for path in pickles for p in needs_file("p_filename_to_image_embedding", path)]
+            key = "p_filename_to_image_embedding"
+            instead = f"; with {key}=null embeddings are made of the pictures"
+            problems += [p for path in pickles for p in needs_file(key, path, instead)]
         return problems

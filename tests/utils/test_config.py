@@ -246,7 +246,8 @@ def test_missing_files_are_told_together_with_the_rest(tmp_path: Path) -> None:
         "c.yaml:4: dir_train_dataset: b does not exist; expected the folder of the index images to train from",
         "c.yaml:5: p_filename_to_image_embedding: received 1, expected one for each of the 2 folders "
         "in dir_train_dataset",
-        "c.yaml:5: p_filename_to_image_embedding: e.pkl does not exist; expected a file",
+        "c.yaml:5: p_filename_to_image_embedding: e.pkl does not exist; expected a file; with "
+        "p_filename_to_image_embedding=null embeddings are made of the pictures",
         "c.yaml:6: clip_weights: w.pt does not exist; expected a file",
         "c.yaml:7: selfmask_weights: s.pt does not exist; expected a file",
         "c.yaml:9: dir_val_dataset: coco does not exist; expected the folder of the benchmark coco2017",

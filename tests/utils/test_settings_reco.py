@@ -139,6 +139,37 @@ def test_an_index_is_needed_only_where_references_are_computed(tmp_path: Path) -
     ]
 
 
+def test_the_split_of_imagenet_decides_what_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNMASKED_DATA", str(tmp_path))
+    monkeypatch.setenv("UNMASKED_CACHE", str(tmp_path / "cache"))
+    for config in ("cityscapes", "plus_kitti_step"):
+        path = Path(__file__).parents[2] / f"configs/reco/{config}.yaml"
+        for words, split in (((), "train"), (("imagenet_split=val",), "val")):
+            found = load_settings(path, words)
+            assert found.index_dirs == [tmp_path / "ImageNet2012" / split]
+            name = f"filename_to_ViT_L_14_336px_{split}_img_embedding.pkl"
+            assert found.embedding_paths == [tmp_path / "cache/zutis/imagenet2012" / name]
+
+
+def test_another_split_than_the_one_that_is_named_is_refused(tmp_path: Path) -> None:
+    for name in ("ImageNet2012/train", "own/val", "both/train", "both/val"):
+        (tmp_path / name).mkdir(parents=True)
+    file = tmp_path / "filename_to_ViT_L_14_336px_train_img_embedding.pkl"
+    file.touch()
+    for folder in ("ImageNet2012/train", "ImageNet2012"):
+        assert problems(tmp_path, f"{SMALL}imagenet_split: val\ndir_train_dataset: {folder}\n", task="train") == [
+            f"c.yaml:3: imagenet_split: val, but {folder} holds ImageNet's split train; expected imagenet_split=train, "
+            "another dir_train_dataset, or imagenet_split=null for pictures that are no split"
+        ]
+    (line,) = problems(tmp_path, f"{SMALL}imagenet_split: train\ndir_train_dataset: own/val\n", task="train")
+    assert "train, but own/val holds ImageNet's split val; expected imagenet_split=val" in line
+    text = f"{SMALL}dir_train_dataset: both\np_filename_to_image_embedding: {file.name}\n"
+    (line,) = problems(tmp_path, text, "imagenet_split=val", task="train")
+    assert f"val, but {file.name} holds embeddings of train; expected imagenet_split=train" in line
+    for word in ("imagenet_split=train", "imagenet_split=null"):
+        load(tmp_path, text, word, task="train")
+
+
 def test_values_that_cannot_be(tmp_path: Path) -> None:
     text = f"{SMALL}scale_range: [2, 1]\npseudo_label_folders: [dt_crt]\ncrf: {{iterations: 0}}\n"
     lines = dict(line.split(": ", 2)[1:] for line in problems(tmp_path, text))
