@@ -16,7 +16,7 @@ from datasets.base import Benchmark
 from datasets.label_files import check_labels, read_index_png
 from datasets.metadata import BACKGROUND, CategoryTable, bit_palette, category_table
 from datasets.pairing import list_relative, refuse_extra, require_dir, require_files
-from utils.errors import DataError
+from utils.errors import ConfigError, DataError
 from utils.files import read_json
 
 LAYOUT = "val2017/*.jpg, annotations/instances_val2017.json, annotations/semantic_segmentation_masks/*.png"
@@ -37,6 +37,7 @@ class CocoBenchmark(Benchmark):
             order of their names, and only semantic scores are possible.
 
     Raises:
+        ConfigError: more categories than label PNGs can hold.
         DataError: annotations, pictures or label PNGs are missing, label PNGs have no picture, or the annotations lack
             a category.
     """
@@ -51,6 +52,12 @@ class CocoBenchmark(Benchmark):
         with_instances: bool = True,
     ) -> None:
         root, year_split = Path(root), split_name(split)
+        if with_labels and categories is not None and len(categories) > CUSTOM_IGNORE_INDEX:
+            raise ConfigError(
+                f"categories: received {len(categories)} names with background, but label PNGs in COCO's layout take "
+                f"{CUSTOM_IGNORE_INDEX} at most: {CUSTOM_IGNORE_INDEX} in them stands for no label. Leave some out, or "
+                "merge them."
+            )
         require_dir(root, "the COCO dataset", LAYOUT)
         annotations_path = root / "annotations" / f"instances_{year_split}.json" if with_instances else None
         annotations = None if annotations_path is None else read_annotations(annotations_path)

@@ -29,7 +29,7 @@ class CocoLayoutBenchmark(CocoBenchmark):
         with_labels: read label PNGs; None: where a picture of the split has one.
 
     Raises:
-        ConfigError: no categories.
+        ConfigError: no categories, or more than label PNGs can hold.
         DataError: as `CocoBenchmark`.
     """
 
@@ -43,6 +43,12 @@ class CocoLayoutBenchmark(CocoBenchmark):
     ) -> None:
         if not categories:
             raise ConfigError("the benchmark coco_layout needs the names of its labels in their order (categories).")
+        if len(categories) >= CUSTOM_IGNORE_INDEX:
+            raise ConfigError(
+                f"categories: received {len(categories)} names, but the benchmark coco_layout takes "
+                f"{CUSTOM_IGNORE_INDEX - 1} at most: its label PNGs hold bytes, of which 0 and {CUSTOM_IGNORE_INDEX} "
+                "stand for no name. Leave some out, or merge them."
+            )
         if with_labels is None:
             labels = list_relative(Path(root) / LABEL_DIR, ".png")
             pictures = list_relative(Path(root) / split_name(split), ".jpg")

@@ -39,6 +39,7 @@ _SYNONYMS = {
     "clip_arch": "retrieval_clip",
     "segmentor_name": "segmenter_name",
 }
+_MAX_LAYOUT_NAMES = 254  # as in datasets/coco_layout.py
 _LOADER_KEYS = {"batch_size": "batch_size", "n_workers": "num_workers"}
 ZoomRange = Annotated[
     tuple[PositiveFloat, PositiveFloat], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
@@ -147,6 +148,11 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     def check(self, task: Task | None) -> list[Problem]:
         """See `RunSettings.check`."""
         problems = super().check(task)
+        num_names = len(self.categories or ())
+        if task is not None and self.dataset_name == "coco_layout" and num_names > _MAX_LAYOUT_NAMES:
+            text = f"received {num_names} names, expected {_MAX_LAYOUT_NAMES} at most: label PNGs of coco_layout hold "
+            text += "bytes, of which 0 and 255 stand for no name"
+            problems.append(Problem(("categories", "dataset_name"), text))
         problems += needs_file("reference_path", self.reference_path) if task is not None else []
         problems += needs_file("encoder_weights", self.encoder_weights) if task == "train" else []
         return problems + (self._check_training() if task == "train" and self.trains else [])

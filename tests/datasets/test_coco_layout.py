@@ -46,6 +46,26 @@ def test_labels_are_optional(tmp_path: Path) -> None:
         build_benchmark("coco_layout", tmp_path, "train", categories=NAMES)
 
 
+def test_as_many_names_as_a_byte_can_tell(tmp_path: Path) -> None:
+    write_layout(tmp_path, {"a": blocks([1, 254, 255])})
+    names = [f"name {number}" for number in range(1, 301)]
+    benchmark = build_benchmark("coco_layout", tmp_path, categories=names[:254])
+    assert benchmark[0].label[0, ::4].tolist() == [0, 253, 255]
+    assert benchmark.label_colours.shape == (256, 3)
+    for count in (255, 256, 300):
+        with pytest.raises(ConfigError, match=rf"received {count} names, but .* coco_layout takes 254 at most: its"):
+            build_benchmark("coco_layout", tmp_path, categories=names[:count])
+
+
+def test_no_label_of_the_layout_is_the_one_that_means_none(tmp_path: Path) -> None:
+    write_layout(tmp_path, {"a": blocks([0, 254, 255])})
+    names = ["background", *(f"name {number}" for number in range(1, 301))]
+    benchmark = build_benchmark("coco2017", tmp_path, categories=names[:255], with_instances=False)
+    assert benchmark[0].label[0, ::4].tolist() == [0, 254, 255]
+    with pytest.raises(ConfigError, match=r"received 256 names with background, but .* take 255 at most: 255"):
+        build_benchmark("coco2017", tmp_path, categories=names[:256], with_instances=False)
+
+
 def test_what_users_get_wrong(tmp_path: Path) -> None:
     write_layout(tmp_path, {"a": blocks([4])})
     with pytest.raises(ConfigError, match="needs the names of its labels in their order"):

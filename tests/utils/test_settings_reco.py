@@ -170,6 +170,16 @@ def test_another_split_than_the_one_that_is_named_is_refused(tmp_path: Path) -> 
         load(tmp_path, text, word, task="train")
 
 
+def test_names_that_label_pngs_cannot_hold_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    names = [f"name {number}" for number in range(255)]
+    text = f"system: reco\ndataset_name: coco_layout\ndir_val_dataset: .\ncategories: {names}\n"
+    assert problems(tmp_path, text, task="evaluate") == [
+        "c.yaml:4: categories: received 255 names, expected 254 at most: label PNGs of coco_layout hold bytes, of "
+        "which 0 and 255 stand for no name"
+    ]
+    load(tmp_path, text.replace(", 'name 254'", ""), task="evaluate")
+
+
 def test_values_that_cannot_be(tmp_path: Path) -> None:
     text = f"{SMALL}scale_range: [2, 1]\npseudo_label_folders: [dt_crt]\ncrf: {{iterations: 0}}\n"
     lines = dict(line.split(": ", 2)[1:] for line in problems(tmp_path, text))
