@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from utils.files import atomic_write
 from utils.log import get_logger
 
 FORMAT = "unmasked-references-1"
+SHARED = ("encoder", "dense_clip", "templates", "temperature")  # settings that references and predictions have to share
 CONTEXT_CATEGORIES = ("tree", "sky", "building", "road", "person")
 SHOWN = 5
 logger = get_logger(__name__)
@@ -88,20 +90,30 @@ class References:
     context_names: tuple[str, ...] = ()
     context: Tensor | None = None
 
+    def digest(self) -> str:
+        """What names and vectors are known by, wherever they were read from."""
+        content = hashlib.sha256("\0".join(self.names).encode())
+        content.update(self.vectors.float().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
 
-def write_references(path: str | Path, references: References, settings: ReferenceSettings) -> None:
+
+def write_references(
+    path: str | Path, references: References, settings: ReferenceSettings, *, index_dirs: Sequence[str] = ()
+) -> None:
     """Write references with their names, prompts and settings, atomically.
 
     Args:
         path: `.safetensors` file.
         references: what ``build_references`` returned.
         settings: what it was given.
+        index_dirs: folders that the pictures were retrieved from.
 
     Raises:
         UserError: if the file cannot be written.
     """
     context = references.vectors[:0] if references.context is None else references.context
-    facts = {"names": references.names, "context_names": references.context_names, "settings": settings.record()}
+    record = settings.record() | {"index_dirs": list(index_dirs)}
+    facts = {"names": references.names, "context_names": references.context_names, "settings": record}
     metadata = {"format": FORMAT} | {key: json.dumps(value) for key, value in facts.items()}
     tensors = {"references": references.vectors.contiguous(), "context": context.contiguous()}
     with atomic_write(path) as file:
@@ -126,6 +138,8 @@ def read_references(
     categories: Sequence[str] | None = None,
     width: int | None = None,
     settings: ReferenceSettings | None = None,
+    index_dirs: Sequence[str] | None = None,
+    for_prediction: bool = False,
 ) -> References:
     """Read references and check that they are the ones that are wanted.
 
@@ -135,6 +149,8 @@ def read_references(
         categories: names of the benchmark in the order of their labels; None: those of the file, in its order.
         width: channels of the image encoder.
         settings: those of this run; a pickle does not tell how it was made, so only our own files are compared.
+        index_dirs: folders that the pictures have to come from; None: any.
+        for_prediction: compare only those of the settings that predictions need, too: networks and prompts.
 
     Returns:
         References in the order of ``categories``.
@@ -152,7 +168,10 @@ def read_references(
     if path.suffix == ".safetensors":
         references, record = _read_own(path)
         if settings is not None:
-            _check_settings(path, record, settings.record())
+            wanted = settings.record() | ({} if index_dirs is None else {"index_dirs": list(index_dirs)})
+            if for_prediction:  # a record has None where something had no influence
+                wanted = {key: value for key, value in wanted.items() if key in SHARED and record.get(key) is not None}
+            _check_settings(path, record, wanted)
     else:
         references = _read_published(path)
         logger.info("%s: %d published references; how they were made is not known", path, len(references.names))

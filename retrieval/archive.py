@@ -92,6 +92,7 @@ def retrieve_archive(
     strict: bool = False,
     path_map: Mapping[str, str] | None = None,
     layout: str = "auto",
+    same_index: bool = False,
 ) -> Archive:
     """The retrieval stage: use the image archive if there is one, else embed what is not embedded, search, write it.
 
@@ -108,6 +109,7 @@ def retrieve_archive(
         device, precision, batch_size, num_workers, strict: as in `embed_images`.
         path_map: as in `read_archive`.
         layout: as in `retrieval.index.image_path_for`.
+        same_index: refuse an archive that was retrieved from other folders than `index_dirs`.
 
     Returns:
         Category -> existing image paths, in the order of the categories.
@@ -137,7 +139,7 @@ def retrieve_archive(
             write_archive(archive_path, archive)
         barrier()
     elif is_main():
-        _check_meta(archive_path, model_name, templates, num_images)
+        _check_meta(archive_path, model_name, templates, num_images, index_dirs if same_index else ())
     return read_archive(archive_path, categories=names, num_images=num_images, path_map=path_map)
 
 
@@ -225,20 +227,29 @@ def _write_meta(
     index_dirs: Sequence[str | Path],
     names: Sequence[str],
 ) -> None:
-    facts = {"num_images": num_images, "index_dirs": [str(path) for path in index_dirs], "num_categories": len(names)}
+    facts = {"num_images": num_images, "index_dirs": folder_names(index_dirs), "num_categories": len(names)}
     write_json(_meta_path(archive_path), _protocol(model_name, templates) | facts)
 
 
-def _check_meta(archive_path: Path, model_name: str, templates: Sequence[str], num_images: int) -> None:
+def folder_names(folders: Sequence[str | Path]) -> list[str]:
+    """Index folders as records of how something was made name them: absolute."""
+    return [str(Path(folder).expanduser().absolute()) for folder in folders]
+
+
+def _check_meta(
+    archive_path: Path, model_name: str, templates: Sequence[str], num_images: int, index_dirs: Sequence[str | Path]
+) -> None:
     """Refuse an archive of ours that was made in another way; files of other origin say nothing about it."""
     path = _meta_path(archive_path)
     if not path.exists():
         logger.info("%s: used as it is; how it was made is not known", archive_path)
         return
     record = read_json(path, what="record of how an image archive was made")
+    wanted = _protocol(model_name, templates) | ({"index_dirs": folder_names(index_dirs)} if index_dirs else {})
+    record["index_dirs"] = folder_names(record.get("index_dirs", ()))
     differing = [
         f"{key}: made with {record.get(key)!r}, now {value!r}"
-        for key, value in _protocol(model_name, templates).items()
+        for key, value in wanted.items()
         if record.get(key) != value
     ]
     if record.get("num_images", 0) < num_images:

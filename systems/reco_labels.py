@@ -68,12 +68,21 @@ class LabelFolder:
     def is_finished(self, num_pictures: int | None = None) -> bool:
         """Whether every one of the first pictures has its PNGs, or was refused; the same on all ranks."""
         indices = range(len(self.pictures) if num_pictures is None else min(num_pictures, len(self.pictures)))
-        refused = set(self.refused())
+        refused = {path for path in self.refused() if not self._changed_since(path)}
         done = all(self.pictures.image_paths[i] in refused for i in self.missing(indices))
         return all(all_gather_objects(done))  # together: another rank may be writing the last ones
 
+    def _changed_since(self, picture: Path) -> bool:
+        """Whether a refused picture was written, or made readable, after it was refused."""
+        try:
+            return picture.stat().st_ctime_ns > (self.path / REFUSED).stat().st_mtime_ns
+        except OSError:
+            return False
+
     def check_record(self, facts: Mapping[str, Any]) -> None:
         """Refuse a folder whose labels were made otherwise; note down how they are made in a new one.
+
+        A folder that has no labels with a CRF yet (no block `crf` in its record) may get some.
 
         Raises:
             DataError: says what differs.
@@ -84,7 +93,9 @@ class LabelFolder:
             if not path.is_file():
                 write_json(path, facts)
                 return
-            record = _flat(read_json(path, what="record of how label PNGs were made"))
+            stored = read_json(path, what="record of how label PNGs were made")
+            is_first_crf = "crf" in facts and "crf" not in stored
+            record = _flat({**stored, "crf": facts["crf"]} if is_first_crf else stored)
             differing = [
                 f"\n  {key}: made with {_shown(record.get(key))}, now {_shown(value)}"
                 for key, value in _flat(facts).items()
@@ -95,6 +106,8 @@ class LabelFolder:
                     f"{self.path}: the label PNGs in this folder were made with other settings:{''.join(differing)}\n"
                     "Set them back, give the run another name or suffix, or delete the folder to make them again."
                 )
+            if is_first_crf:
+                write_json(path, {**stored, "crf": facts["crf"]})
 
         on_main(check)
 

@@ -101,9 +101,8 @@ def _with_references(
     networks = RecoNetworks(settings, device)
     known = list(read_references(path).names)
     names = known if categories is None else _known_names(categories, known, "has no reference of")
-    references = read_references(
-        path, categories=names, width=networks.encoder.width, settings=reference_settings(settings)
-    )
+    options = {"settings": reference_settings(settings), "for_prediction": True}
+    references = read_references(path, categories=names, width=networks.encoder.width, **options)
     return RecoSegmenter(networks.with_references(references), device, settings.precision), names
 
 

@@ -81,6 +81,12 @@ def reference_cache(settings: RecoSettings) -> Path:
     return shared_path(settings) / reference_file_name(base_name(settings), settings.num_images, ".safetensors")
 
 
+def seed_pictures(settings: RecoSettings) -> Path:
+    """Folder of the drawings of what a run's references were made of."""
+    cache = reference_cache(settings)
+    return cache.parent / "cosegmentation" / ("" if settings.name is not None else cache.stem)
+
+
 def run_path(settings: RecoSettings) -> Path:
     """Folder of a run."""
     if settings.name is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,11 +17,13 @@ from evaluation.evaluate import EvaluationResult
 from systems import reco_places, scoring, stages
 from systems.deeplab import DECISIVE as DEEPLAB_DECISIVE
 from systems.deeplab import check_batch, check_stored_names, read_deeplab, segmenter_name, train_deeplab
+from systems.reco_labels import RECORD
 from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks
 from systems.reco_stages import label_split, open_split, open_training_pictures
 from training.run_folder import RunFolder
 from utils.distributed import is_main
+from utils.files import read_json
 from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
 
@@ -57,17 +59,20 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
     pictures = open_training_pictures(settings)
     if settings.pseudo_label_dir is None:
         made = make_labels(settings, pictures, fabric)
-        if made is None or not settings.goes_on_after("prediction"):
+        if made is None:
             logger.info("stopped after %s, as asked", settings.stop_after)
             return
         label_dir, left_out = made
     else:
         label_dir, left_out = settings.pseudo_label_dir, []
+    if not settings.goes_on_after("prediction"):
+        logger.info("stopped after %s, as asked", settings.stop_after)
+        return
     _fit(settings, names, training_set(settings, pictures, label_dir, left_out), benchmark, run, fabric, resume)
     if is_main():
         from systems.reco_report import write_reco_report
 
-        seed_dir = reco_places.reference_cache(settings).with_name("cosegmentation")
+        seed_dir = reco_places.seed_pictures(settings)
         write_reco_report(run, seed_dir, **report_heading(settings, names))
 
 
@@ -146,10 +151,23 @@ def _fit(
         score=None if benchmark is None else score_network,
         selecting_score="mean_iou_crf" if uses_crf else scoring.selecting_score(benchmark),
         config=yaml_values(settings),
-        decisive={"categories": list(names), **{key: yaml_values(settings)[key] for key in DECISIVE}},
+        decisive={
+            "categories": list(names),
+            "labels": labels_of(samples.label_dir),
+            **{key: yaml_values(settings)[key] for key in DECISIVE},
+        },
         category_names=names,
     )
     logger.info("trained for %d iterations: %s", result.iteration, run.path)
+
+
+def labels_of(label_dir: Path) -> dict[str, Any]:
+    """What label PNGs are known by: their folder's name, and how ReCo made them where it left a record of that.
+
+    Their place is no part of it, because data moves.
+    """
+    record = label_dir.parent / RECORD
+    return {"folder": label_dir.name, "made": read_json(record) if record.is_file() else None}
 
 
 def report_heading(settings: RecoSettings, names: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ Co-segmentation itself: `pseudo_labels/reference_pictures.py` and below. What re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from retrieval.prompts import load_templates
 from systems import reco_places, stages
 from systems.text_cache import cached_text
 from training.run_folder import RunFolder
-from utils.distributed import on_main
+from utils.distributed import all_gather_objects, on_main
 from utils.errors import DataError
 from utils.log import get_logger
 from utils.settings import RecoSettings
@@ -45,6 +45,7 @@ class RecoNetworks:
 
     settings: RecoSettings
     device: torch.device
+    _vectors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)  # of names
 
     @cached_property
     def encoder(self) -> PatchEncoder:
@@ -61,17 +62,22 @@ class RecoNetworks:
 
     def text(self, names: Sequence[str]) -> Tensor:
         """Unit text vectors of names, averaged over the prompts: (N, D), float32, on the device; made once."""
+        if missing := [name for name in names if name not in self._vectors]:
+            self._vectors.update(zip(missing, self._embed(missing).to(self.device), strict=True))
+        return torch.stack([self._vectors[name] for name in names])
+
+    def _embed(self, names: Sequence[str]) -> Tensor:
         source, templates = self.settings.dense_clip_arch, load_templates(self.settings.prompts)
 
         def embed() -> Tensor:
-            from networks.clip import load_clip
+            from networks.clip import load_clip  # takes seconds to import
             from networks.dense_clip import text_vectors
 
             logger.info("embedding %d names with the text tower of %s", len(names), source)
             clip = load_clip(source, device=self.device, towers=("text",))
             return text_vectors(clip, names, templates)
 
-        return cached_text(source, "prompt ensemble", *templates, "names", *names, make=embed).to(self.device)
+        return cached_text(source, "prompt ensemble", *templates, "names", *names, make=embed)
 
     def with_references(self, references: References) -> Reco:
         """The whole network, in evaluation mode, on the device.
@@ -137,30 +143,37 @@ def known_references(settings: RecoSettings, names: Sequence[str], networks: Rec
     path = reco_places.reference_cache(settings)
     if not path.is_file():
         return None
+    index_dirs = None if settings.path_map else _index_of(settings)
     try:
-        return read_references(path, width=networks.encoder.width, **wanted)
+        return read_references(path, width=networks.encoder.width, index_dirs=index_dirs or None, **wanted)
     except DataError as error:
         raise DataError(f"{error} With another suffix or name a run has references of its own.") from error
+
+
+def _index_of(settings: RecoSettings) -> list[str]:
+    """The folders that pictures are retrieved from, as records name them."""
+    from retrieval.archive import folder_names
+
+    return folder_names(index_settings(settings).index_dirs)
 
 
 def find_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References:
     """References of the names: read, or computed of retrieved pictures and kept.
 
     Args:
-        settings: of the run; its folders are held.
+        settings: of the run; its folder is held.
         names: categories in label order.
         networks: of the run.
 
     Raises:
         UserError: whatever is wrong with files, pictures or settings.
     """
-    with RunFolder(reco_places.shared_path(settings)).locked():
-        references = known_references(settings, names, networks)
-        if references is not None:
-            return references
-        archive = find_archive(settings, names, reference_settings(settings))
-        path = reco_places.reference_cache(settings)
-        on_main(lambda: _compute(settings, names, networks, archive, path))
+    path = settings.reference_path or reco_places.reference_cache(settings)
+    # One answer for all ranks. Runs that only read what they share do not wait for each other.
+    if not all_gather_objects(path.is_file() or settings.reference_path is not None)[0]:
+        with RunFolder(reco_places.shared_path(settings)).locked():
+            archive = find_archive(settings, names, reference_settings(settings))
+            on_main(lambda: None if path.is_file() else _compute(settings, names, networks, archive, path))
     return known_references(settings, names, networks)
 
 
@@ -173,7 +186,8 @@ def _compute(
 
     options = reference_settings(settings)
     needed = needed_categories(names, options)
-    texts = dict(zip(needed, networks.text(needed), strict=True)) if settings.text_attention else None
+    wanted = list(dict.fromkeys([*needed, *(names if settings.dense_clip_inference else [])]))  # one visit to the tower
+    texts = dict(zip(wanted, networks.text(wanted), strict=True)) if settings.text_attention else None
     references = make_references(
         names,
         archive,
@@ -183,7 +197,7 @@ def _compute(
         settings=options,
         device=networks.device,
         num_workers=settings.val_loader.num_workers,
-        watcher=SeedPictures(path.with_name("cosegmentation")),
+        watcher=SeedPictures(reco_places.seed_pictures(settings)),
     )
-    write_references(path, references, options)
+    write_references(path, references, options, index_dirs=_index_of(settings))
     logger.info("references of %d categories: %s", len(names), path)

@@ -23,7 +23,6 @@ from systems.reco_labels import LabelFolder, write_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks, find_references, index_settings, reference_settings
 from training.run_folder import RunFolder
-from utils.download import sha256_of
 from utils.errors import ConfigError
 from utils.settings import RecoSettings
 from utils.settings_reco import CRF_FOLDER
@@ -88,7 +87,7 @@ def label_split(settings: RecoSettings, pictures: Benchmark, networks: RecoNetwo
     Args:
         settings: of ReCo; its folder is `reco_places.run_path(settings)`.
         pictures: to be labelled.
-        networks: of the run; not asked for anything when all PNGs exist.
+        networks: of the run; only the image encoder is loaded when all PNGs exist.
 
     Raises:
         UserError: whatever is wrong with files, pictures or settings.
@@ -96,10 +95,11 @@ def label_split(settings: RecoSettings, pictures: Benchmark, networks: RecoNetwo
     path, names = reco_places.run_path(settings), reco_places.category_names(settings)
     folder = LabelFolder(path, pictures, reco_places.label_folders(settings))
     with RunFolder(path).locked():
-        folder.check_record(label_facts(settings, names, pictures, folder.kinds))
+        references = find_references(settings, names, networks)
+        folder.check_record(label_facts(settings, references, pictures, folder.kinds))
         if folder.is_finished(settings.max_images):
             return folder
-        segmenter, refiner = make_segmenter(settings, networks, find_references(settings, names, networks))
+        segmenter, refiner = make_segmenter(settings, networks, references)
         write_pseudo_labels(
             folder,
             segmenter,
@@ -114,17 +114,15 @@ def label_split(settings: RecoSettings, pictures: Benchmark, networks: RecoNetwo
 
 
 def label_facts(
-    settings: RecoSettings, names: Sequence[str], pictures: Benchmark, kinds: Sequence[str]
+    settings: RecoSettings, references: References, pictures: Benchmark, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """Everything that label PNGs depend on, as it is kept beside them."""
+    """Everything that label PNGs depend on, as it is kept beside them; what the CRF adds under `crf`."""
     options = reference_settings(settings)
     templates = hashlib.sha256("\n".join(options.templates).encode()).hexdigest()[:16]
-    references: Any = options.record() | {"templates": templates}
-    if settings.reference_path is not None:
-        references = sha256_of(settings.reference_path)
     facts = {
-        "categories": list(names),
-        "references": references,
+        "pictures": [pictures.name, pictures.split, *_own_folders(settings, pictures)],
+        "categories": list(references.names),
+        "references": references.digest(),
         "encoder": options.encoder,
         "dense_clip_inference": [options.dense_clip, templates] if settings.dense_clip_inference else None,
         "temperature": settings.temperature,
@@ -134,3 +132,10 @@ def label_facts(
     if CRF_FOLDER in kinds:
         facts["crf"] = settings.crf.model_dump(exclude={"num_threads"})
     return facts
+
+
+def _own_folders(settings: RecoSettings, pictures: Benchmark) -> list[str]:
+    """The folders of users' pictures: unlike those of a benchmark, their names do not tell them from others."""
+    if isinstance(pictures, PictureFolder):
+        return [str(folder) for folder in pictures.folders]
+    return [] if reco_places.has_table(settings) else [str(settings.benchmark_dir)]

@@ -12,23 +12,24 @@ from utils.errors import WeightsError
 from utils.files import atomic_write
 from utils.settings import RecoSettings
 
-STEM = "references"
+STEM, GIVEN_STEM = "references", "given_references"  # computed by the run, and of a file that its settings name
 ENDINGS = (".safetensors", ".pkl")
 
 
 def keep_references(settings: RecoSettings, run: RunFolder) -> None:
     """Copy the references that a run uses into its folder, so that the folder alone can segment pictures."""
     source = settings.reference_path or reco_places.reference_cache(settings)
-    target = run.path / f"{STEM}{source.suffix}"
+    stem = STEM if settings.reference_path is None else GIVEN_STEM
+    target = run.path / f"{stem}{source.suffix}"
 
     def copy() -> None:
         data = source.read_bytes()
-        for ending in ENDINGS:
-            if ending != source.suffix:
-                target.with_suffix(ending).unlink(missing_ok=True)
         if not target.is_file() or target.read_bytes() != data:
             with atomic_write(target) as file:
                 file.write(data)
+        for ending in ENDINGS:  # of an earlier start; segmenting pictures would take it
+            if (run.path / f"{GIVEN_STEM}{ending}") != target:
+                (run.path / f"{GIVEN_STEM}{ending}").unlink(missing_ok=True)
 
     on_main(copy)
 
@@ -44,7 +45,8 @@ def reference_file(weights: Path, *, trains: bool) -> Path | None:
         WeightsError: they are those of the other method.
     """
     if weights.is_dir():
-        found = next((path for path in (weights / f"{STEM}{end}" for end in ENDINGS) if path.is_file()), None)
+        files = [weights / f"{stem}{ending}" for stem in (GIVEN_STEM, STEM) for ending in ENDINGS]
+        found = next((path for path in files if path.is_file()), None)
         if trains:
             return None
         if found is None:

@@ -6,6 +6,7 @@ A recipe calls them in the order of its paper; the work itself is done in the pa
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,14 @@ def model_identity(name_or_path: str) -> str:
     path = Path(name_or_path)
     if not path.is_file():
         return name_or_path
-    return f"{path.name} ({sha256_of(path)[:16]})"
+    stat = path.stat()
+    return f"{path.name} ({_digest(path.resolve(), stat.st_size, stat.st_mtime_ns)})"
+
+
+@lru_cache
+def _digest(path: Path, size: int, mtime_ns: int) -> str:
+    """Digest of a file, made once as long as it does not change: CLIPs have a gigabyte."""
+    return sha256_of(path)[:16]
 
 
 def archive_path(settings: RetrievalSettings, run: RunFolder) -> Path:
@@ -153,6 +161,8 @@ def build_archive(settings: RetrievalSettings, names: Sequence[str], run: RunFol
         num_workers=settings.embedding.num_workers,
         strict=not settings.embedding.skip_bad,
         path_map=settings.path_map,
+        # A file that the settings name may come from elsewhere, and pictures may have moved.
+        same_index=settings.archive_path is None and not settings.path_map,
     )
     num_different = len({path for paths in archive.values() for path in paths})
     num_listed = sum(map(len, archive.values()))

@@ -69,6 +69,7 @@ class LabelledPictures(Dataset[Sample]):
             raise DataError(
                 f"{label_dir}: none of the {len(pictures)} pictures has a label PNG, nothing to train from."
             )
+        self.label_dir = Path(label_dir)
         self.label_paths = [pictures.export_path(label_dir, path) for path in self.image_paths]
         require_files(
             self.label_paths,

@@ -127,7 +127,7 @@ def write_page(
             class_iou[f"{method}, CRF"] = result["class_iou_crf"]
     panels = [last_panels(run) for run in runs]
     predictions = predictions_section(list(chain.from_iterable(zip(*panels, strict=True))))
-    seeds = seed_section(reco_places.reference_cache(settings).with_name("cosegmentation"))
+    seeds = seed_section(reco_places.seed_pictures(settings))
     sections = [
         scores_section(results["methods"], baseline.protocol, class_iou),
         crf_section(results),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import train
 from datasets.shapes.world import World
 from pseudo_labels.references import read_references
 from systems import find_system
+from systems.reco_weights import reference_file
 from tests.systems.tiny_reco import make_stuff_world, tiny_words
 from utils.files import read_json
 
@@ -141,3 +143,54 @@ def test_pictures_of_another_place_to_learn_from(run: Path, world: World, pictur
     assert train.main(["--config", CONFIG, *words(world, pictures, tmp_path), *more]) == 0
     assert len(list((tmp_path / "mine" / "dt").glob("*.jpeg.png"))) == 2
     assert not (tmp_path / "mine" / "dt_crf").exists()
+
+
+def test_labels_of_other_pictures_are_refused_and_repaired_pictures_are_labelled(
+    run: Path, world: World, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    folder, other = tmp_path / "pictures", tmp_path / "others of the same names"
+    shutil.copytree(pictures, folder)
+    shutil.copytree(pictures, other)
+    more = ["method=reco_plus", "stop_after=prediction", "crf=off"]
+    command = ["--config", CONFIG, *words(world, pictures, tmp_path), *more]
+    assert train.main([*command, f"dir_pictures={folder}"]) == 0
+    assert len(list((tmp_path / "mine" / "dt").rglob("*.png"))) == 8
+    capfd.readouterr()
+    assert train.main([*command, f"dir_pictures={other}"]) == 2
+    told = capfd.readouterr().err
+    assert "the label PNGs in this folder were made with other settings:\n  pictures: made with ['pictures'" in told
+    shutil.copy(next(folder.rglob("*.jpeg")), folder / "2024" / "broken.jpg")
+    assert train.main([*command, f"dir_pictures={folder}"]) == 0
+    assert (tmp_path / "mine" / "dt" / "2024" / "broken.jpg.png").is_file()
+    assert not (tmp_path / "mine" / "refused_pictures.txt").exists()
+
+
+def test_given_references_leave_computed_ones_alone(run: Path, world: World, pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "mine")
+    computed = (run / "references.safetensors").read_bytes()
+    vectors = dict(zip(NAMES, read_references(run / "references.safetensors").vectors.flip(0), strict=True))
+    given = tmp_path / "published.pkl"
+    given.write_bytes(pickle.dumps(vectors))
+    command = ["--config", CONFIG, *words(world, pictures, tmp_path)]
+    assert train.main([*command, f"reference_path={given}"]) == 0
+    assert (tmp_path / "mine" / "references.safetensors").read_bytes() == computed
+    assert reference_file(tmp_path / "mine", trains=False).read_bytes() == given.read_bytes()
+    assert train.main(command) == 0
+    assert reference_file(tmp_path / "mine", trains=False).read_bytes() == computed
+
+
+def test_references_alone_need_to_be_told_their_networks_only(
+    run: Path, world: World, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    shutil.copy(run / "references.safetensors", tmp_path / "alone.safetensors")
+    (first, *_) = sorted(pictures.rglob("*.jpeg"))
+    command = ["--weights", str(tmp_path / "alone.safetensors"), "--images", str(first), "--output", str(tmp_path)]
+    clip = world.root / "clip.pt"
+    networks = [f"encoder_arch={clip}", f"dense_clip_arch={clip}"]
+    assert inference.main([*command, *networks, "prompts=['a photo of a {}.']", "crf=off"]) == 0
+    capfd.readouterr()
+    assert inference.main([*command, *networks, "prompts=['a {}.']", "crf=off"]) == 2
+    told = capfd.readouterr().err
+    assert "templates: made with ['a photo of a {}.'], now ['a {}.']" in told
+    assert "num_images" not in told

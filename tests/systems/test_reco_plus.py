@@ -21,7 +21,7 @@ from tests.parity import fill
 from tests.processes import run_process, run_ranks
 from tests.systems.tiny_reco import make_stuff_world, random_references, tiny_settings
 from utils.errors import ConfigError, DataError, UnreadableImageError, WeightsError
-from utils.files import read_json
+from utils.files import read_json, write_json
 
 PLUS = "method=reco_plus"
 
@@ -128,6 +128,26 @@ def test_a_killed_training_reaches_the_same_losses(world: World, trained: Path, 
     assert run_process(_train_killed, world, tmp_path, labels) == -signal.SIGKILL
     run = reco.train(tiny_settings(world, tmp_path, PLUS, labels, "iter_eval=100", "max_images=1")).path
     assert losses(run) == losses(trained)
+
+
+def test_a_training_does_not_go_on_with_other_labels(world: World, labels: str, tmp_path: Path) -> None:
+    reco.train(tiny_settings(world, tmp_path, PLUS, labels, "iter_eval=100", "max_images=1"))
+    folder = Path(labels.partition("=")[2])
+    plain = f"dir_pseudo_masks={folder.with_name('dt')}"
+    with pytest.raises(ConfigError, match=r"labels\.folder: 'dt_crf' in the checkpoint, 'dt' now"):
+        reco.train(tiny_settings(world, tmp_path, PLUS, plain, "iter_eval=100", "max_images=1"))
+    shutil.copytree(folder.parent, tmp_path / "others")
+    record = read_json(tmp_path / "others" / "pseudo_labels.json")
+    write_json(tmp_path / "others" / "pseudo_labels.json", record | {"temperature": 7.0})
+    others = f"dir_pseudo_masks={tmp_path / 'others' / 'dt_crf'}"
+    with pytest.raises(ConfigError, match=r"labels\.made\.temperature: 10\.0 in the checkpoint, 7\.0 now"):
+        reco.train(tiny_settings(world, tmp_path, PLUS, others, "iter_eval=100", "max_images=1"))
+
+
+def test_a_run_with_given_labels_stops_where_it_is_told_to(world: World, labels: str, tmp_path: Path) -> None:
+    for stage in ("retrieval", "references", "prediction"):
+        run = reco.train(tiny_settings(world, tmp_path, PLUS, labels, f"stop_after={stage}"))
+        assert not run.metrics_path.exists()
 
 
 def _train(world: World, output_dir: Path, references: str) -> None:
