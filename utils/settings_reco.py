@@ -23,6 +23,7 @@ from utils.setting_types import (
     Problem,
     Switchable,
     Task,
+    listing,
     needs_dir,
     needs_file,
     one_of,
@@ -73,7 +74,10 @@ class RecoPhotometricBlock(PhotometricBlock):
 
 
 class RecoSettings(DeepLabSettings, RetrievalSettings):
-    """ReCo: classifying pixels by what retrieved pictures have in common; ReCo+: a DeepLabv3+ trained on its labels."""
+    """ReCo: classifying pixels by what retrieved pictures have in common; ReCo+: a DeepLabv3+ trained on its labels.
+
+    The third method, dense CLIP alone, is what ReCo is compared with: it retrieves nothing and trains nothing.
+    """
 
     ineffective: ClassVar[frozenset[str]] = frozenset({"patch_size", "gpu_id", "debug", "size"})
     # coco_layout: a folder in COCO's layout with categories of its own, without background
@@ -81,7 +85,7 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     stages: ClassVar[tuple[str, ...]] = ("retrieval", "references", "prediction", "training")
 
     system: Literal["reco"]
-    method: Literal["reco", "reco_plus"] = "reco"
+    method: Literal["reco", "reco_plus", "dense_clip"] = "reco"
     # reference embeddings
     num_images: PositiveInt = Field(default=50, alias="n_images")  # per category
     imagenet_split: Literal["train", "val"] | None = None  # index folders that have such a subfolder stand for that one
@@ -141,6 +145,11 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
         return self.method == "reco_plus"
 
     @property
+    def uses_references(self) -> bool:
+        """Whether there are references: all but dense CLIP alone have them."""
+        return self.method != "dense_clip"
+
+    @property
     def writes_pseudo_labels(self) -> bool:
         """Whether ReCo leaves label PNGs of the split."""
         return self.split == "train" if self.write_pseudo_labels is None else self.write_pseudo_labels
@@ -153,9 +162,27 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
             text = f"received {num_names} names, expected {_MAX_LAYOUT_NAMES} at most: label PNGs of coco_layout hold "
             text += "bytes, of which 0 and 255 stand for no name"
             problems.append(Problem(("categories", "dataset_name"), text))
+        if not self.uses_references:
+            return problems + (self._check_scoring() if task == "train" else [])
         problems += needs_file("reference_path", self.reference_path) if task is not None else []
         problems += needs_file("encoder_weights", self.encoder_weights) if task == "train" else []
         return problems + (self._check_training() if task == "train" and self.trains else [])
+
+    def _check_scoring(self) -> list[Problem]:
+        """What dense CLIP alone needs: it is there to be scored."""
+        problems = []
+        if self.dataset_name is None:
+            text = f"dense_clip is scored on a benchmark, expected one of {listing(self.benchmarks)}"
+            problems.append(Problem(("dataset_name", "method"), text))
+        elif self.benchmark_dir is None:
+            problems += needs_dir("dir_val_dataset", None, f"the benchmark {self.dataset_name}")
+        if self.writes_pseudo_labels:
+            text = "dense_clip writes no label PNGs (method=reco does); expected another split, or"
+            problems.append(Problem(("split", "method"), f"{text} write_pseudo_labels=false to score {self.split}"))
+        if not self.goes_on_after("references"):
+            text = f"dense_clip has no stage {self.stop_after}; expected prediction, or to leave it out"
+            problems.append(Problem(("stop_after", "method"), text))
+        return problems
 
     def _check_training(self) -> list[Problem]:
         problems = []
@@ -178,8 +205,8 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
 
     def _check_index(self) -> list[Problem]:
         """Pictures are retrieved only where references have to be computed."""
-        has_labels = self.trains and self.pseudo_label_dir is not None
-        if has_labels or (self.reference_path is not None and self.reference_path.is_file()):
+        has_none_to_make = not self.uses_references or (self.trains and self.pseudo_label_dir is not None)
+        if has_none_to_make or (self.reference_path is not None and self.reference_path.is_file()):
             return []
         return super()._check_index() + self._check_imagenet_split()
 

@@ -180,6 +180,24 @@ def test_names_that_label_pngs_cannot_hold_are_told_before_anything_is_made(tmp_
     load(tmp_path, text.replace(", 'name 254'", ""), task="evaluate")
 
 
+def test_dense_clip_alone_needs_a_benchmark_and_nothing_else(tmp_path: Path) -> None:
+    text = "system: reco\nmethod: dense_clip\ndataset_name: cityscapes\ndir_val_dataset: city\n"
+    (tmp_path / "city").mkdir()
+    nowhere = "dir_train_dataset: nowhere\nreference_path: none.pkl\nencoder_weights: none.pth\n"
+    found = load(tmp_path, text + nowhere, task="train")
+    assert not found.uses_references
+    assert not found.trains
+    (line,) = problems(tmp_path, text, "split=train", task="train")
+    assert "dense_clip writes no label PNGs (method=reco does); expected another split" in line
+    load(tmp_path, text, "split=train", "write_pseudo_labels=false", task="train")
+    (line,) = problems(tmp_path, text, "stop_after=references", task="train")
+    assert "dense_clip has no stage references; expected prediction" in line
+    (line,) = problems(tmp_path, text, "dir_val_dataset=null", task="train")
+    assert "dir_val_dataset" in line
+    (line,) = problems(tmp_path, text, "dataset_name=null", "categories=[a, b]", task="train")
+    assert "dense_clip is scored on a benchmark, expected one of cityscapes" in line
+
+
 def test_values_that_cannot_be(tmp_path: Path) -> None:
     text = f"{SMALL}scale_range: [2, 1]\npseudo_label_folders: [dt_crt]\ncrf: {{iterations: 0}}\n"
     lines = dict(line.split(": ", 2)[1:] for line in problems(tmp_path, text))
