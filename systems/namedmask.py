@@ -77,6 +77,7 @@ def train(settings: NamedMaskSettings, *, resume: str = "auto", dry_run: bool = 
         UserError: whatever is wrong with settings, files or pictures.
     """
     names, run = stages.category_names(settings), RunFolder(run_path(settings))
+    stages.check_ignore_index(settings, names)
     if dry_run:
         _describe(settings, names, run)
         return run

@@ -18,7 +18,7 @@ from datasets.picture_folder import PictureFolder
 from pseudo_labels.label_maps import MAX_LABEL
 from pseudo_labels.references import References
 from retrieval.prompts import load_templates
-from systems import reco_places
+from systems import reco_places, stages
 from systems.reco_labels import LabelFolder, write_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks, find_references, index_settings, reference_settings
@@ -38,6 +38,7 @@ def open_split(settings: RecoSettings, split: str, *, with_labels: bool | None) 
 
 def open_training_pictures(settings: RecoSettings) -> Benchmark:
     """The pictures that ReCo+ learns from: the benchmark's training split, or the user's own."""
+    stages.check_ignore_index(settings, reco_places.label_names(settings))
     if settings.dataset_name is not None:
         return open_split(settings, "train", with_labels=False)
     names = reco_places.label_names(settings)

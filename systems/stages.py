@@ -68,6 +68,20 @@ def category_names(settings: RecipeSettings) -> list[str]:
     return names
 
 
+def check_ignore_index(settings: RetrievalSettings, names: Sequence[str]) -> None:
+    """Refuse an `ignore_index` that is a label of the training, where the settings alone did not tell the labels.
+
+    Args:
+        settings: of the run.
+        names: of its labels, in order.
+
+    Raises:
+        ConfigError: says which name would not be learnt.
+    """
+    if clash := settings.ignore_index_clash(names):
+        raise ConfigError(f"ignore_index: {clash}.")
+
+
 def _annotated_names(settings: RecipeSettings) -> list[str] | None:
     """Names that a folder in COCO's layout brings along in place of COCO's own; None for COCO and all others."""
     if settings.base_dataset != "coco2017" or settings.benchmark_dir is None:

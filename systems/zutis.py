@@ -73,6 +73,7 @@ def train(settings: ZutisSettings, *, resume: str = "auto", dry_run: bool = Fals
         UserError: whatever is wrong with settings, files or pictures.
     """
     names = stages.category_names(settings)
+    stages.check_ignore_index(settings, names)
     run = RunFolder(run_path(settings))
     if dry_run:
         _describe(settings, names, run)

@@ -23,6 +23,8 @@ from utils.setting_types import (
 )
 from utils.settings_retrieval import RetrievalSettings
 
+BACKGROUND = "background"
+
 
 class SaliencyStage(Block):
     """Pseudo-masks by SelfMask: pictures per batch, and worker processes that read, refine and write."""
@@ -55,6 +57,13 @@ class RecipeSettings(RetrievalSettings):
     @classmethod
     def _ordered(cls, scale_range: tuple[float, float]) -> tuple[float, float]:
         return check_order(scale_range)
+
+    @property
+    def trained_names(self) -> list[str] | None:
+        """See `RetrievalSettings`; label 0 is the background, listed or not."""
+        if self.categories is None:
+            return None
+        return [BACKGROUND, *(name for name in self.categories if name != BACKGROUND)]
 
     def _check_index(self) -> list[Problem]:
         """What retrieval and pseudo-masks need."""

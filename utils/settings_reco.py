@@ -40,7 +40,6 @@ _SYNONYMS = {
     "clip_arch": "retrieval_clip",
     "segmentor_name": "segmenter_name",
 }
-_MAX_LAYOUT_NAMES = 254  # as in datasets/coco_layout.py
 _LOADER_KEYS = {"batch_size": "batch_size", "n_workers": "num_workers"}
 ZoomRange = Annotated[
     tuple[PositiveFloat, PositiveFloat], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
@@ -150,6 +149,20 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
         return self.method != "dense_clip"
 
     @property
+    def trained_names(self) -> list[str] | None:
+        """See `RetrievalSettings`; other words for a benchmark's names do not change its labels."""
+        has_table = self.dataset_name not in (None, "coco_layout")
+        return None if has_table or not self.trains or self._has_too_many_names else self.categories
+
+    @property
+    def _has_too_many_names(self) -> bool:
+        """Whether label PNGs cannot hold the labels: those of coco_layout, or those that ReCo+ learns from."""
+        count = len(self.categories or ())
+        if self.dataset_name == "coco_layout":
+            return count > 254
+        return self.dataset_name is None and self.trains and count > 255
+
+    @property
     def writes_pseudo_labels(self) -> bool:
         """Whether ReCo leaves label PNGs of the split."""
         return self.split == "train" if self.write_pseudo_labels is None else self.write_pseudo_labels
@@ -157,11 +170,10 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
     def check(self, task: Task | None) -> list[Problem]:
         """See `RunSettings.check`."""
         problems = super().check(task)
-        num_names = len(self.categories or ())
-        if task is not None and self.dataset_name == "coco_layout" and num_names > _MAX_LAYOUT_NAMES:
-            text = f"received {num_names} names, expected {_MAX_LAYOUT_NAMES} at most: label PNGs of coco_layout hold "
-            text += "bytes, of which 0 and 255 stand for no name"
-            problems.append(Problem(("categories", "dataset_name"), text))
+        if task is not None and self._has_too_many_names:
+            limit, no_name = (254, "0 and 255 stand") if self.dataset_name == "coco_layout" else (255, "255 stands")
+            text = f"received {len(self.categories or ())} names, expected {limit} at most: label PNGs hold bytes, of "
+            problems.append(Problem(("categories", "dataset_name"), f"{text}which {no_name} for no name"))
         if not self.uses_references:
             return problems + (self._check_scoring() if task == "train" else [])
         problems += needs_file("reference_path", self.reference_path) if task is not None else []

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -93,6 +94,8 @@ class RetrievalSettings(RunSettings):
         problems = self._check_categories()
         if task == "train":
             problems += self._check_index()
+            if clash := self.ignore_index_clash(self.trained_names or ()):
+                problems.append(Problem(("ignore_index", "categories"), clash))
         if task == "evaluate" and self.dataset_name is None:
             text = f"expected a benchmark to evaluate on: {listing(self.benchmarks)}"
             problems.append(Problem(("dataset_name",), text))
@@ -109,6 +112,21 @@ class RetrievalSettings(RunSettings):
     def evaluates_in_training(self) -> bool:
         """Whether training stops for scores: a benchmark is chosen and its folder is given."""
         return self.dataset_name is not None and self.benchmark_dir is not None
+
+    @property
+    def trained_names(self) -> list[str] | None:
+        """Names of the labels that are learnt, as far as the settings alone tell them."""
+        return None
+
+    def ignore_index_clash(self, names: Sequence[str]) -> str | None:
+        """What is wrong with `ignore_index` for a training with these labels, in words; None: nothing."""
+        if self.ignore_index >= len(names) or not self.goes_on_after(self.stages[-2]):
+            return None
+        free = max(len(names), 255)
+        return (
+            f"{self.ignore_index} is the label of {names[self.ignore_index]!r}, which would not be learnt; expected a "
+            f"number that is no label, such as {free}"
+        )
 
     def goes_on_after(self, stage: str) -> bool:
         """Whether `stop_after` lies behind a stage."""

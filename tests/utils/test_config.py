@@ -273,6 +273,24 @@ def test_categories_or_a_benchmark_are_needed(tmp_path: Path) -> None:
     assert load(tmp_path, "system: zutis\ndataset_name: coca\n").categories is None
 
 
+@pytest.mark.parametrize(
+    ("system", "stages"), [("zutis", ["pseudo_masks"]), ("namedmask", ["pseudo_masks", "experts"])]
+)
+def test_the_index_of_ignored_pixels_is_no_category(tmp_path: Path, system: str, stages: list[str]) -> None:
+    text = f"system: {system}\ndir_train_dataset: .\ncategories: [cat, dog]\n"
+    for index, name in enumerate(("background", "cat", "dog")):
+        assert problems(tmp_path, text, f"ignore_index={index}", task="train") == [
+            f"command line: ignore_index: {index} is the label of '{name}', which would not be learnt; expected a "
+            "number that is no label, such as 255"
+        ]
+        for stage in stages:
+            load_settings(tmp_path / "c.yaml", [f"ignore_index={index}", f"stop_after={stage}"], task="train")
+    load_settings(tmp_path / "c.yaml", ["ignore_index=3"], task="train")
+    (line,) = problems(tmp_path, text.replace("cat, dog", str([f"name {i}" for i in range(300)])[1:-1]), task="train")
+    assert line.endswith("255 is the label of 'name 254', which would not be learnt; expected a number that is no "
+                         "label, such as 301")  # fmt: skip
+
+
 def test_keys_without_effect_are_accepted_with_a_warning(tmp_path: Path, log_text: pytest.LogCaptureFixture) -> None:
     load(tmp_path, f"{SMALL}use_archive_purifier: true\niter_label_update: 5\n")
     assert "c.yaml:3: use_archive_purifier: this key of the published files has no effect" in log_text.text

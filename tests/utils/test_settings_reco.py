@@ -174,10 +174,31 @@ def test_names_that_label_pngs_cannot_hold_are_told_before_anything_is_made(tmp_
     names = [f"name {number}" for number in range(255)]
     text = f"system: reco\ndataset_name: coco_layout\ndir_val_dataset: .\ncategories: {names}\n"
     assert problems(tmp_path, text, task="evaluate") == [
-        "c.yaml:4: categories: received 255 names, expected 254 at most: label PNGs of coco_layout hold bytes, of "
-        "which 0 and 255 stand for no name"
+        "c.yaml:4: categories: received 255 names, expected 254 at most: label PNGs hold bytes, of which 0 and 255 "
+        "stand for no name"
     ]
     load(tmp_path, text.replace(", 'name 254'", ""), task="evaluate")
+    text = f"system: reco\nmethod: reco_plus\ndir_train_dataset: .\ncategories: {[*names, 'one more']}\n"
+    assert problems(tmp_path, text, task="train") == [
+        "c.yaml:4: categories: received 256 names, expected 255 at most: label PNGs hold bytes, of which 255 stands "
+        "for no name"
+    ]
+    load(tmp_path, text, "method=reco", task="train")
+    load(tmp_path, text.replace(", 'one more'", ""), task="train")
+
+
+@pytest.mark.parametrize("benchmark", ["null", "coco_layout"])
+def test_the_index_of_ignored_pixels_is_no_category(tmp_path: Path, benchmark: str) -> None:
+    text = f"{SMALL}method: reco_plus\ndir_train_dataset: .\ndataset_name: {benchmark}\ndir_val_dataset: .\n"
+    for index, name in enumerate(("road", "sky")):
+        (line,) = problems(tmp_path, text, f"ignore_index={index}", task="train")
+        assert line == (
+            f"command line: ignore_index: {index} is the label of '{name}', which would not be learnt; expected a "
+            "number that is no label, such as 255"
+        )
+        for word in ("method=reco", "stop_after=prediction"):
+            load(tmp_path, text, f"ignore_index={index}", word, task="train")
+    load(tmp_path, text, "ignore_index=2", task="train")
 
 
 def test_dense_clip_alone_needs_a_benchmark_and_nothing_else(tmp_path: Path) -> None:
