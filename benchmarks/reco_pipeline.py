@@ -32,7 +32,7 @@ from pseudo_labels.label_maps import LabelWriter
 from pseudo_labels.reference_pictures import make_references, picture_batch
 from pseudo_labels.references import ReferenceSettings
 from systems.reco_labels import LabelFolder, write_pseudo_labels
-from systems.reco_predict import CrfRefiner, RecoSegmenter
+from systems.reco_predict import CrfRefiner, RecoSegmenter, crf_input
 from utils.images import read_rgb
 from utils.normalisation import normalise_images
 
@@ -141,7 +141,7 @@ def _time_parts(context: Context, segmenter: RecoSegmenter, split: PictureFolder
     parts = {
         "reading": lambda: [split[i] for i in range(BATCH_SIZE)],
         "network": lambda: segmenter(images, (SIDE, SIDE)),
-        "CRF": lambda: [dense_crf_labels(*prediction.refinable()) for prediction in predictions],
+        "CRF": lambda: [dense_crf_labels(*crf_input(prediction.refinable)) for prediction in predictions],
         "writing": write,
     }
     return {name: context.time(part).seconds / BATCH_SIZE for name, part in parts.items()}

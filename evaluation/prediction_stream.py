@@ -23,9 +23,21 @@ from utils.errors import UnreadableImageError
 from utils.loader import load_batches
 from utils.log import progress
 
-# Makes picture and scores, as the refiner wants them, on the CPU: large, so called when it is the picture's turn, and
-# perhaps in another thread.
-Refinable = Callable[[], tuple[np.ndarray, np.ndarray]]
+
+@dataclass(frozen=True)
+class Refinable:
+    """What a refiner makes new labels from.
+
+    Attributes:
+        image: the picture, RGB, uint8, (H, W, 3). From `predict` it is on the device; a refiner gets the one that the
+            loader left on the CPU.
+        shape: of the scores, (N, H, W): they are large.
+        make_scores: () -> scores, float32, on the CPU. Called when it is the picture's turn, perhaps in another thread.
+    """
+
+    image: Tensor
+    shape: tuple[int, int, int]
+    make_scores: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ def _refine_all(
     def take() -> Iterator[Refinable]:
         for picture, prediction in pairs:
             under_way.append((picture, replace(prediction, refinable=None)))
-            yield prediction.refinable
+            yield replace(prediction.refinable, image=picture.image)
 
     for refined in refiner(take()):
         picture, prediction = under_way.popleft()

@@ -3,7 +3,7 @@
 Neighbouring pixels are drawn to one label ("place"), and so are pixels of like colour at some distance ("colour"). Ten
 mean-field updates give the marginals. Three recipes use it: ReCo and ReCo+ with the defaults and the picture of
 `crf_image`, MaskDistill with the defaults and the plain picture in BGR. `crf_pool.py` does many pictures at once,
-`docs/dense_crf.md` tells what it costs.
+`crf_memory.py` knows how many the memory holds, `docs/dense_crf.md` tells what it costs.
 
 Source: Krähenbühl & Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials", NeurIPS 2011,
 with the results of the published library: same lattice, same normalisation.
@@ -18,17 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from utils.errors import UserError
-from utils.memory import available_memory, format_bytes
+from pseudo_labels.crf_memory import check_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from pseudo_labels.mean_field import MeanField
     from pseudo_labels.permutohedral import Lattice
-
-_CLASSES_PER_GROUP = 16
-_LATTICE_BYTES_PER_PIXEL = 800  # both lattices while built and with their values; a photograph takes half of it
 
 
 @dataclass(frozen=True)
@@ -120,49 +116,6 @@ def crf_image(normalised: Tensor) -> NDArray[np.uint8]:
     from pseudo_labels.network_input import rebuild_reference
 
     return np.ascontiguousarray(rebuild_reference(normalised)[..., ::-1])
-
-
-def memory_need(num_classes: int, height: int, width: int, *, marginals: bool = False) -> int:
-    """Bytes that the CRF of one picture takes on top of its picture and scores.
-
-    Args:
-        num_classes: C.
-        height: H.
-        width: W.
-        marginals: whether the marginals are asked for, or only the labels.
-    """
-    groups = -(-num_classes // _CLASSES_PER_GROUP)
-    floats = 2 * groups * _CLASSES_PER_GROUP + (num_classes if marginals else 2)
-    return height * width * (4 * floats + _LATTICE_BYTES_PER_PIXEL)
-
-
-def check_memory(num_classes: int, size: tuple[int, int], *, at_a_time: int = 1, marginals: bool = False) -> None:
-    """Refuse a CRF that the free memory cannot hold.
-
-    Args:
-        num_classes: C.
-        size: (H, W).
-        at_a_time: pictures at once; for more than one, their scores are counted too.
-        marginals: as in `memory_need`.
-
-    Raises:
-        UserError: with the need and what lowers it.
-    """
-    need = memory_need(num_classes, *size, marginals=marginals)
-    if at_a_time > 1:
-        need += 4 * num_classes * size[0] * size[1]
-    free = available_memory()
-    if free is None or at_a_time * need <= free:
-        return
-    several = f", {format_bytes(at_a_time * need)} for {at_a_time} pictures at a time" if at_a_time > 1 else ""
-    fewer = (
-        f"Lower the number of pictures at a time (crf.num_threads, now {at_a_time}), use" if at_a_time > 1 else "Use"
-    )
-    raise UserError(
-        f"The dense CRF of {num_classes} classes on {size[0]}x{size[1]} pixels needs about {format_bytes(need)} of "
-        f"memory{several}, but {format_bytes(free)} are free. {fewer} smaller pictures (picture_long_edge, "
-        "picture_shorter_side), fewer classes, or no CRF (crf=off)."
-    )
 
 
 def _check_input(image: NDArray[np.uint8], scores: ArrayLike) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from evaluation.regions import region_results
 from networks.deeplab_prediction import compute_logits, label_pixels
 from networks.interpolation import resize
 from networks.reco_prediction import RecoGrids, log_probabilities, predict_labels, score_maps
-from pseudo_labels.crf_pool import label_pictures, num_processors
+from pseudo_labels.crf_pool import PictureToLabel, label_pictures, num_processors
 from pseudo_labels.dense_crf import DenseCrfSettings, crf_image
 from utils.device import autocast
 from utils.images import shrink_to
@@ -62,14 +63,13 @@ class PixelSegmenter(ABC):
         ]
 
     def refinable(self, image: Tensor, found: Any, number: int, size: tuple[int, int]) -> Refinable:
-        """What makes BGR picture and scores of one picture of a batch, for the CRF."""
+        """What the CRF wants of one picture (h, w, 3) of a batch; of the batch it keeps what the network said alone."""
 
         @torch.inference_mode()
-        def make() -> tuple[np.ndarray, np.ndarray]:
-            normalised = normalise_images(image.cpu().permute(2, 0, 1))  # (h, w, 3) -> (3, h, w)
-            return crf_image(normalised), self.scores(found, number, size).cpu().numpy()
+        def make_scores() -> np.ndarray:
+            return self.scores(found, number, size).cpu().numpy()
 
-        return make
+        return Refinable(image, (self.num_classes(found), *size), make_scores)
 
     @abstractmethod
     def compute(self, images: Tensor) -> Any:
@@ -78,6 +78,10 @@ class PixelSegmenter(ABC):
     @abstractmethod
     def labels(self, found: Any, size: tuple[int, int]) -> Tensor:
         """The best class of every pixel, (B, H, W), int64."""
+
+    @abstractmethod
+    def num_classes(self, found: Any) -> int:
+        """N of the scores."""
 
     @abstractmethod
     def scores(self, found: Any, number: int, size: tuple[int, int]) -> Tensor:
@@ -108,6 +112,10 @@ class RecoSegmenter(PixelSegmenter):
         labels = predict_labels(found, size)
         return labels if self.scored_as is None else self.scored_as[labels]
 
+    def num_classes(self, found: RecoGrids) -> int:
+        """See `PixelSegmenter`."""
+        return found.similarity.shape[1]
+
     def scores(self, found: RecoGrids, number: int, size: tuple[int, int]) -> Tensor:
         """See `PixelSegmenter`; log-probabilities."""
         return log_probabilities(found.part(slice(number, number + 1)), size)[0]
@@ -136,6 +144,10 @@ class RecoPlusSegmenter(PixelSegmenter):
     def labels(self, found: Tensor, size: tuple[int, int]) -> Tensor:
         """See `PixelSegmenter`."""
         return label_pixels(found, size)
+
+    def num_classes(self, found: Tensor) -> int:
+        """See `PixelSegmenter`."""
+        return found.shape[1]
 
     def scores(self, found: Tensor, number: int, size: tuple[int, int]) -> Tensor:
         """See `PixelSegmenter`; logits."""
@@ -170,9 +182,17 @@ class CrfRefiner:
         Raises:
             UserError: if the memory does not suffice; says the need, and what lowers it.
         """
-        labelled = label_pictures(pictures, self.settings, num_threads=self.num_threads, num_waiting=self.num_waiting)
+        jobs = (PictureToLabel(picture.shape, partial(crf_input, picture)) for picture in pictures)
+        labelled = label_pictures(jobs, self.settings, num_threads=self.num_threads, num_waiting=self.num_waiting)
         for labels in labelled:
             yield torch.from_numpy(labels if self.scored_as is None else self.scored_as[labels])
+
+
+@torch.inference_mode()
+def crf_input(picture: Refinable) -> tuple[np.ndarray, np.ndarray]:
+    """What the CRF starts from: the picture, BGR, uint8, (H, W, 3), and its scores, float32, (N, H, W)."""
+    normalised = normalise_images(picture.image.cpu().permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
+    return crf_image(normalised), picture.make_scores()
 
 
 def make_refiner(settings: RecoSettings, scored_as: np.ndarray | None = None) -> CrfRefiner | None:

@@ -27,7 +27,7 @@ from utils.errors import UnreadableImageError
 def predict_refinable(images: Tensor, size: tuple[int, int]) -> list[Prediction]:
     """The toy's predictions; what the refiner gets is the picture and its brightness."""
     return [
-        replace(prediction, refinable=lambda image=image: (image.numpy(), image[..., 0].numpy()))
+        replace(prediction, refinable=Refinable(image, (1, *size), lambda image=image: image[None, ..., 0].numpy()))
         for image, prediction in zip(images, predict(images, size), strict=True)
     ]
 
@@ -53,8 +53,10 @@ class Brighter:
 
     def refine(self, picture: Refinable) -> Tensor:
         self.given += 1
-        _, brightness = picture()
-        return torch.from_numpy(np.where(brightness > 120, 3, 0))
+        scores = picture.make_scores()
+        assert scores.shape == picture.shape
+        np.testing.assert_array_equal(scores[0], picture.image[..., 0])
+        return torch.from_numpy(np.where(scores[0] > 120, 3, 0))
 
 
 def test_refined_labels_are_scored_beside_the_plain_ones() -> None:
@@ -116,6 +118,25 @@ def test_unreadable_pictures_are_refused_or_stop_the_pass(num_workers: int) -> N
     assert refused == [(Path("1.jpg"), "1.jpg: cut off"), (Path("4.jpg"), "4.jpg: cut off")]
     with pytest.raises(UnreadableImageError, match=r"1\.jpg"):
         list(predict_pictures(predict_refinable, _Damaged(6), range(6), **options))
+
+
+class _Elsewhere(Brighter):
+    """Wants the pictures of the loader, not those that went to the device."""
+
+    def refine(self, picture: Refinable) -> Tensor:
+        assert picture.image.device.type == "cpu"
+        return super().refine(picture)
+
+
+def test_a_refiner_gets_the_pictures_that_stayed_on_the_cpu() -> None:
+    def predict_elsewhere(images: Tensor, size: tuple[int, int]) -> list[Prediction]:
+        return [
+            replace(found, refinable=replace(found.refinable, image=found.refinable.image.to("meta")))
+            for found in predict_refinable(images, size)
+        ]
+
+    pairs = predict_pictures(predict_elsewhere, ToyBenchmark(7), range(7), batch_size=3, refiner=_Elsewhere())
+    assert len(list(pairs)) == 7
 
 
 def test_panels_show_the_refined_labels_too() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pseudo_labels import dense_crf as module
-from pseudo_labels.crf_pool import MakePicture, label_pictures, num_processors
-from pseudo_labels.dense_crf import DenseCrfSettings, check_memory, crf_image, dense_crf, dense_crf_labels, memory_need
+from pseudo_labels.crf_pool import PictureToLabel, label_pictures, num_processors
+from pseudo_labels.dense_crf import DenseCrfSettings, crf_image, dense_crf, dense_crf_labels
 from pseudo_labels.lanes import LANES
 from pseudo_labels.network_input import normalise
 from utils.errors import UserError
@@ -157,8 +157,10 @@ def test_crf_image_is_truncated_and_bgr():
 
 # Many pictures
 
+Job = tuple[np.ndarray, np.ndarray]
 
-def pictures(sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+
+def pictures(sizes: list[tuple[int, int]]) -> list[Job]:
     rng = np.random.default_rng(4)
     return [
         (rng.integers(0, 60, (*size, 3), dtype=np.uint8), noisy_scores(6 + i, size, seed=i))
@@ -166,8 +168,8 @@ def pictures(sizes: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]
     ]
 
 
-def makers(jobs: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[MakePicture]:
-    return (lambda job=job: job for job in jobs)
+def makers(jobs: list[Job], make: Callable[[Job], Job] = lambda job: job) -> Iterator[PictureToLabel]:
+    return (PictureToLabel(job[1].shape, partial(make, job)) for job in jobs)
 
 
 @pytest.mark.parametrize(("num_threads", "num_waiting"), [(1, 0), (1, 9), (3, 1), (None, 0)])
@@ -184,10 +186,10 @@ def test_threads_change_neither_results_nor_order(num_threads: int | None, num_w
 def test_few_pictures_are_taken_and_fewer_made_ahead(num_waiting: int):
     taken, made = [], []
 
-    def source() -> Iterator[MakePicture]:
+    def source() -> Iterator[PictureToLabel]:
         for i, job in enumerate(pictures([(9, 9)] * 12)):
             taken.append(i)
-            yield lambda i=i, job=job: (made.append(i), job)[1]
+            yield PictureToLabel(job[1].shape, lambda i=i, job=job: (made.append(i), job)[1])
 
     for count, _ in enumerate(label_pictures(source(), num_threads=2, num_waiting=num_waiting), start=1):
         assert len(taken) <= min(count + 2 + num_waiting, 12)
@@ -205,13 +207,13 @@ def test_no_more_scores_are_in_memory_than_threads_work_on(monkeypatch: pytest.M
 
     monkeypatch.setattr(module, "_infer", notice)
 
-    def make(job: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def make(job: Job) -> Job:
         made.append(None)
         most.append(len(made) - len(finished))
         return job
 
     jobs = pictures([(9, 9)] * 12)
-    list(label_pictures((partial(make, job) for job in jobs), num_threads=2, num_waiting=9))
+    list(label_pictures(makers(jobs, make), num_threads=2, num_waiting=9))
     assert max(most) <= 2
 
 
@@ -221,7 +223,7 @@ def test_a_batch_is_made_while_the_one_before_waits(monkeypatch: pytest.MonkeyPa
     infer = module._infer
     monkeypatch.setattr(module, "_infer", lambda *arguments: (may_go_on.wait(30), infer(*arguments))[1])
 
-    def source() -> Iterator[MakePicture]:
+    def source() -> Iterator[PictureToLabel]:
         yield from makers(pictures([(9, 9)] * 4))
         may_go_on.set()
         yield from makers(pictures([(9, 9)] * 4))
@@ -240,7 +242,7 @@ def test_pictures_are_made_beside_the_crf(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(module, "_infer", notice)
 
-    def source() -> Iterator[MakePicture]:
+    def source() -> Iterator[PictureToLabel]:
         first, second = makers(pictures([(9, 9), (9, 9)]))
         yield first
         assert started.wait(30)
@@ -267,6 +269,12 @@ def test_no_pictures_and_wrong_numbers_of_threads():
         label_pictures([], num_threads=0)
     with pytest.raises(ValueError, match="num_waiting must not be below 0, received -1"):
         label_pictures([], num_waiting=-1)
+
+
+def test_scores_of_another_shape_than_was_told():
+    (job,) = pictures([(9, 9)])
+    with pytest.raises(ValueError, match=r"scores of shape \(6, 9, 8\) were told, received \(6, 9, 9\)"):
+        next(label_pictures([PictureToLabel((6, 9, 8), lambda: job)]))
 
 
 # What users can get wrong
@@ -318,40 +326,3 @@ def test_kernels_far_too_narrow_are_refused(narrow: dict[str, float]):
         UserError, match=r"too narrow for this picture.*Raise gaussian_sxy, bilateral_sxy or bilateral_srgb"
     ):
         dense_crf(two_halves(), noisy_scores(2, (24, 32)), DenseCrfSettings(**narrow))
-
-
-def test_memory_is_asked_for_beforehand(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "available_memory", lambda: 300 << 20)
-    check_memory(171, (320, 320))
-    message = (
-        "The dense CRF of 171 classes on 320x320 pixels needs about 283 MiB of memory, 1.1 GiB for 4 pictures at a "
-        "time, but 300 MiB are free. Lower the number of pictures at a time (crf.num_threads, now 4), use smaller "
-        "pictures (picture_long_edge, picture_shorter_side), fewer classes, or no CRF (crf=off)."
-    )
-    with pytest.raises(UserError) as error:
-        check_memory(171, (320, 320), at_a_time=4)
-    assert str(error.value) == message
-    monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
-    for function in (dense_crf, dense_crf_labels):
-        with pytest.raises(UserError, match=r"1 MiB are free\. Use smaller pictures \(picture_long_edge"):
-            function(two_halves(), noisy_scores(400, (24, 32)))
-    with pytest.raises(UserError, match="num_threads, now 2"):
-        next(label_pictures(makers([(two_halves(), noisy_scores(400, (24, 32)))]), num_threads=2))
-    monkeypatch.setattr(module, "available_memory", lambda: None)
-    dense_crf_labels(two_halves(), noisy_scores(2, (24, 32)))
-
-
-def test_the_estimate_of_the_memory_holds():
-    """Pure noise has the largest lattice: arrays that one picture holds at the same time."""
-    from pseudo_labels.mean_field import MeanField
-
-    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
-    place, colour = module.place_lattice(96, 96, 1), module.colour_lattice(image, DenseCrfSettings())
-    field = MeanField(noisy_scores(40, (96, 96)).reshape(40, -1), 1e-5)
-    held = field._state.nbytes + field._unary.nbytes
-    for lattice in (place, colour):
-        held += lattice.vertices.nbytes + lattice.weights.nbytes + lattice.chains.nbytes
-        held += 4 * LANES * (lattice.num_vertices + 2)
-    assert 0.5 * memory_need(40, 96, 96) < held <= memory_need(40, 96, 96)
-    assert memory_need(40, 96, 96, marginals=True) > memory_need(40, 96, 96)
-    assert module._CLASSES_PER_GROUP == LANES

@@ -18,7 +18,7 @@ from datasets.metadata import category_table
 from datasets.shapes.world import World
 from pseudo_labels.references import read_references
 from systems import find_system, reco, reco_labels, reco_places
-from systems.reco_predict import RecoSegmenter, make_refiner
+from systems.reco_predict import RecoSegmenter, crf_input, make_refiner
 from systems.reco_references import RecoNetworks
 from systems.reco_stages import make_segmenter
 from tests.processes import run_process, run_ranks
@@ -107,7 +107,8 @@ def test_labels_of_the_crf_are_those_of_each_picture_alone(scored: Path, world: 
             assert torch.equal(alone.labels, prediction.labels)
             (again,) = refiner([alone.refinable])
             assert torch.equal(again, labels)
-            picture, scores = alone.refinable()
+            picture, scores = crf_input(alone.refinable)
+            assert alone.refinable.shape == scores.shape
             assert scores.shape == (27, 320, 320)
             assert np.abs(picture[..., ::-1].astype(int) - image.numpy()).max() <= 1  # BGR, at most one level lower
             assert (scores.argmax(0) == prediction.labels.numpy()).mean() > 0.999  # but for rounding of equal ones
@@ -291,10 +292,9 @@ def test_an_archive_without_a_category_is_refused(scored: Path, world: World, tm
 def test_too_little_memory_for_the_crf(
     world: World, references: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pseudo_labels.dense_crf.available_memory", lambda: 50 << 20)
-    words = [references, "crf={num_threads: 3}"]
-    with pytest.raises(UserError, match=r"27 classes on 320x320 pixels needs about .* Lower .*num_threads, now 3"):
-        reco.train(tiny_settings(world, tmp_path, *words))
+    monkeypatch.setattr("pseudo_labels.crf_memory.available_memory", lambda: 50 << 20)
+    with pytest.raises(UserError, match=r"27 classes on 320x320 pixels needs about .*, but 50 MiB are free.*crf=off"):
+        reco.train(tiny_settings(world, tmp_path, references, "crf={num_threads: 3}"))
 
 
 def test_names_that_cannot_be(world: World, tmp_path: Path) -> None:
