@@ -1,5 +1,7 @@
 """ReCo's networks together: image encoder with reference embeddings, dense CLIP with names; pictures in, grids out.
 
+``Reco`` is both, ``DenseNames`` the second alone, which ReCo is compared with.
+
 Where references come from: ``pseudo_labels/references.py``. What the grids become: ``reco_prediction.py``.
 """
 
@@ -70,19 +72,54 @@ class Reco(nn.Module):
 
         Source: ReCo, section 3.3. The cosine with a reference enters the sigmoid without a temperature.
         """
-        images = self._stretch(images)
+        images = _stretch(images, self.min_size)
         similarity = cosine_maps(self.encoder(images), self.references).sigmoid()
         if self.tower is None:
             return RecoGrids(similarity)
         attention = text_attention(self.tower(images), self.text, temperature=self.temperature)
         return RecoGrids(similarity, attention)
 
-    def _stretch(self, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        if min(height, width) >= self.min_size:
-            return images
-        size = (max(height, self.min_size), max(width, self.min_size))
-        return F.interpolate(images, size, mode="bilinear", align_corners=False)
+
+class DenseNames(nn.Module):
+    """Dense CLIP alone: compares every place of a picture with one name per category.
+
+    Args:
+        tower: dense CLIP.
+        text: unit text vectors of the categories from the same CLIP, (N, D).
+        temperature: factor of the cosines inside the sigmoid.
+
+    Raises:
+        ValueError: if the widths differ.
+    """
+
+    def __init__(self, tower: DenseClip, text: Tensor, *, temperature: float = TEMPERATURE) -> None:
+        super().__init__()
+        _check(tower.width, text, "text vectors")
+        self.tower, self.temperature = tower, temperature
+        self.register_buffer("text", text.float())
+
+    def forward(self, images: Tensor) -> RecoGrids:
+        """Compare pictures with names.
+
+        Args:
+            images: as for ``Reco``.
+
+        Returns:
+            The attention to every name in place of the similarity.
+
+        Source: the baseline of ReCo, section 4, of which the scores are published and little more. Here it is the part
+        of dense CLIP in ReCo, as it is there: ImageNet's colours, and a sigmoid before the enlargement (it leaves the
+        best category of a place as it is, and is what the CRF starts from).
+        """
+        features = self.tower(_stretch(images, self.tower.min_size))
+        return RecoGrids(text_attention(features, self.text, temperature=self.temperature))
+
+
+def _stretch(images: Tensor, min_size: int) -> Tensor:
+    height, width = images.shape[-2:]
+    if min(height, width) >= min_size:
+        return images
+    return F.interpolate(images, (max(height, min_size), max(width, min_size)), mode="bilinear", align_corners=False)
 
 
 def _check(width: int, vectors: Tensor, what: str) -> None:

@@ -1,7 +1,7 @@
 """What is possible without training a segmenter; printed beside a recipe's scores so that these can be judged.
 
 `DenseClip`: every patch of CLIP's own image tower is compared with the names. `score_named_masks`: SelfMask's mask of
-each picture, named by CLIP from the part of the picture inside its box. `DenseNames`: dense CLIP as ReCo has it.
+each picture, named by CLIP from the part of the picture inside its box. ReCo's own: `reco_dense_clip.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ from evaluation.instances import instances_to_records
 from evaluation.regions import label_regions
 from evaluation.semantic import SemanticScores
 from networks.clip import ClipModel
-from networks.reco_prediction import RecoGrids
 from networks.text import encode_categories
 from networks.zutis import Zutis
 from networks.zutis_prediction import TEMPERATURE, Instances, predict_semantic, resize, semantic_logits
-from systems.reco_predict import RecoSegmenter
 
 
 @dataclass(frozen=True)
@@ -97,15 +95,6 @@ def score_named_masks(
     if benchmark.annotations_path is not None:
         result |= evaluate_coco(benchmark.annotations_path, records)
     return result
-
-
-@dataclass(frozen=True)
-class DenseNames(RecoSegmenter):
-    """Dense CLIP alone with ReCo's names, no references: what ReCo (with `dense_clip_inference`) adds to."""
-
-    def compute(self, images: Tensor) -> RecoGrids:
-        """See `PixelSegmenter`."""
-        return RecoGrids(super().compute(images).attention)
 
 
 def crop_to_mask(image: np.ndarray, mask: np.ndarray, *, margin: float = 0.1) -> np.ndarray:

@@ -3,7 +3,7 @@
 The stages in the order of the paper: names -> retrieved pictures -> one reference embedding per name, by
 co-segmentation (`reco_references.py`) -> label maps of a benchmark, with and without the dense CRF (`reco_predict.py`),
 or of a training split as PNGs (`reco_labels.py`). Nothing is trained. With `method: reco_plus` a DeepLabv3+ learns from
-those PNGs (`reco_plus.py`).
+those PNGs (`reco_plus.py`). `method: dense_clip` is what ReCo is compared with (`reco_dense_clip.py`).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from systems.reco_weights import keep_references, reference_file
 from training.launch import evaluation_device
 from training.run_folder import RunFolder
 from utils.distributed import is_main
+from utils.errors import WeightsError
 from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
 
@@ -55,6 +56,11 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
 
         return reco_plus.train(settings, resume=resume, dry_run=dry_run)
     names, run = reco_places.category_names(settings), RunFolder(reco_places.run_path(settings))
+    if not settings.uses_references and not dry_run:
+        from systems import reco_dense_clip
+
+        reco_dense_clip.score_benchmark(settings, run)
+        return run
     if dry_run:
         describe(settings, names, run)
         return run
@@ -202,9 +208,14 @@ def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
         Everything measured, with and without the CRF.
 
     Raises:
-        WeightsError: weights of the other method.
+        WeightsError: weights of the other method, or any for dense CLIP alone.
         UserError: whatever else does not fit.
     """
+    if not settings.uses_references:
+        raise WeightsError(
+            f"{weights}: dense CLIP alone (method: dense_clip) has no weights but CLIP's own (dense_clip_arch). To "
+            "score it give none: train.py with the same config, or its script without a first argument."
+        )
     path = reference_file(weights, trains=settings.trains)
     if path is None:
         from systems import reco_plus

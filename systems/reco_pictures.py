@@ -41,12 +41,7 @@ def segment_pictures(
     weights = Path(weights)
     settings = settings or own_settings(weights, overrides)
     device = select_device(settings.device)
-    path = reference_file(weights, trains=settings.trains)
-    segmenter, names = (
-        _trained(settings, weights, categories, device)
-        if path is None
-        else _with_references(settings, path, categories, device)
-    )
+    segmenter, names = _make_segmenter(settings, weights, categories, device)
     refiner = make_refiner(settings)
     with_crf = "" if refiner is None else ", with the CRF (crf=off is faster)"
     logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)
@@ -57,6 +52,26 @@ def segment_pictures(
         palette=palette(len(names) + 1),
         output_dir=output_dir,
     )
+
+
+def _make_segmenter(
+    settings: RecoSettings, weights: Path, categories: Sequence[str] | None, device: torch.device
+) -> tuple[PixelSegmenter, list[str]]:
+    """The network of the settings' method, and the names that it chooses between."""
+    if not settings.uses_references:
+        from systems.reco_dense_clip import make_network
+
+        if not weights.is_dir():
+            raise WeightsError(
+                f"{weights}: dense CLIP alone (method: dense_clip) has no weights but CLIP's own. Give the folder of "
+                "one of its runs."
+            )
+        names = reco_places.category_names(settings) if categories is None else check_names_to_find(categories)
+        return RecoSegmenter(make_network(settings, names, device), device, settings.precision), list(names)
+    path = reference_file(weights, trains=settings.trains)
+    if path is None:
+        return _trained(settings, weights, categories, device)
+    return _with_references(settings, path, categories, device)
 
 
 def own_settings(weights: Path, overrides: Sequence[str]) -> RecoSettings:

@@ -3,6 +3,7 @@
 <dir_ckpt>/<benchmark>/<split>/reco/<what references are made of>/k050    ReCo's results, as in the release
 <dir_ckpt>/<benchmark>                                                    retrieval and references of all splits
 <dir_ckpt>/<benchmark>/val/reco_plus/<segmenter>                          runs of ReCo+
+<dir_ckpt>/<benchmark>/<split>/dense_clip/<CLIP>                          scores of dense CLIP alone
 <dir_ckpt>/<name>                                                         everything of a run that has a name
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from datasets.metadata import BACKGROUND, benchmark_table, prediction_table
 from systems import scoring
 from utils.errors import ConfigError
-from utils.naming_reco import reco_folder, reference_file_name, reference_name
+from utils.naming_reco import encoder_name, reco_folder, reference_file_name, reference_name
 from utils.settings import RecoSettings
 from utils.settings_reco import CRF_FOLDER, PLAIN_FOLDER
 
@@ -91,6 +92,9 @@ def run_path(settings: RecoSettings) -> Path:
     """Folder of a run."""
     if settings.name is not None:
         return settings.output_dir / settings.name
+    if not settings.uses_references:
+        parts = [encoder_name(settings.dense_clip_arch), settings.suffix or ""]
+        return scoring.benchmark_path(settings) / "dense_clip" / "_".join(part for part in parts if part)
     if settings.trains:
         parts = [settings.segmenter, settings.suffix or "", f"s{settings.seed}" if settings.seed else ""]
         return scoring.benchmark_path(settings) / "reco_plus" / "_".join(part for part in parts if part)

@@ -71,12 +71,12 @@ def draw_seed(image: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
     return outline((image * light[..., None]).astype(np.uint8), is_seed, SEED_COLOUR)
 
 
-def write_reco_report(run: RunFolder, seed_dir: Path, *, title: str, subtitle: str) -> None:
+def write_reco_report(run: RunFolder, seed_dir: Path | None, *, title: str, subtitle: str) -> None:
     """Write the report of a run: scores, curves, predictions, co-segmented pictures; whatever there is.
 
     Args:
         run: the run folder.
-        seed_dir: folder of the drawings of `SeedPictures`.
+        seed_dir: folder of the drawings of `SeedPictures`; None: nothing was co-segmented.
         title: heading.
         subtitle: below the heading.
     """
@@ -85,7 +85,7 @@ def write_reco_report(run: RunFolder, seed_dir: Path, *, title: str, subtitle: s
         sections.append(curves_section(read_metrics(run.metrics_path)))
     if panels := last_panels(run):
         sections.append(predictions_section(panels))
-    if (seeds := seed_section(seed_dir)) is not None:
+    if seed_dir is not None and (seeds := seed_section(seed_dir)) is not None:
         sections.append(seeds)
     if sections:
         write_report(run.report_path, title=title, subtitle=subtitle, sections=sections)

@@ -15,6 +15,7 @@ from datasets.base import Benchmark
 from datasets.build import build_benchmark
 from datasets.metadata import prediction_table
 from datasets.picture_folder import PictureFolder
+from networks.reco import DenseNames, Reco
 from pseudo_labels.label_maps import MAX_LABEL
 from pseudo_labels.references import References
 from retrieval.prompts import load_templates
@@ -54,10 +55,16 @@ def make_segmenter(
     settings: RecoSettings, networks: RecoNetworks, references: References
 ) -> tuple[RecoSegmenter, CrfRefiner | None]:
     """ReCo with references and, unless it is switched off, the CRF; finer categories become those that are scored."""
+    return segment_with(settings, networks.with_references(references), networks.device)
+
+
+def segment_with(
+    settings: RecoSettings, network: Reco | DenseNames, device: torch.device
+) -> tuple[RecoSegmenter, CrfRefiner | None]:
+    """A network on the device, and the CRF unless it is switched off; finer categories become those that are scored."""
     scored_as = prediction_table(settings.dataset_name).scored_as if reco_places.has_table(settings) else None
-    table = None if scored_as is None else torch.tensor(scored_as, dtype=torch.int64, device=networks.device)
-    network = networks.with_references(references)
-    segmenter = RecoSegmenter(network, networks.device, settings.precision, scored_as=table)
+    table = None if scored_as is None else torch.tensor(scored_as, dtype=torch.int64, device=device)
+    segmenter = RecoSegmenter(network, device, settings.precision, scored_as=table)
     return segmenter, make_refiner(settings, scored_as)
 
 

@@ -6,6 +6,12 @@ import re
 from pathlib import Path
 
 
+def encoder_name(encoder_arch: str) -> str:
+    """An encoder, a name or a weight file, as names of files have it: `DeiT-S/16-SIN` -> `deit_s_16_sin`."""
+    encoder = Path(encoder_arch).stem if Path(encoder_arch).is_file() else encoder_arch
+    return re.sub(r"[-/:\s]", "_", encoder).lower()
+
+
 def reference_name(
     *,
     encoder_arch: str,
@@ -24,9 +30,8 @@ def reference_name(
 
     Source: ReCo spec 5.4.
     """
-    encoder = Path(encoder_arch).stem if Path(encoder_arch).is_file() else encoder_arch
     parts = [
-        re.sub(r"[-/:\s]", "_", encoder).lower(),
+        encoder_name(encoder_arch),
         f"in_{imagenet_split}",
         "ce" if context_elimination else "",
         "ta" if text_attention else "",

@@ -17,13 +17,10 @@ from evaluation.evaluate import EvaluationResult
 from evaluation.report import Section, Table, write_report
 from evaluation.report_sections import curves_section, predictions_section, scores_section
 from scripts.demonstrations.common import CONFIGS, IMAGE_SIZE, Stopwatch, short_scores
-from systems import reco, reco_places
-from systems.baselines import DenseNames
+from systems import reco, reco_dense_clip, reco_places
 from systems.evaluation_pictures import last_panels
-from systems.reco_references import RecoNetworks, find_references
 from systems.reco_report import seed_section
-from systems.reco_stages import make_segmenter, open_split
-from training.launch import evaluation_device
+from systems.reco_stages import open_split
 from training.metric_log import read_metrics
 from training.run_folder import RunFolder
 from utils.config import load_settings
@@ -56,16 +53,16 @@ def demonstrate(overrides: Sequence[str], output_dir: Path) -> dict[str, object]
     watch, page_dir = Stopwatch(), output_dir / "reco"
     with watch.stage("world"):
         make_world(output_dir / "world", image_size=IMAGE_SIZE, **COUNTS)
-    settings, labelling, training = (
+    settings, alone, labelling, training = (
         load_settings(CONFIG, [*overrides, OWN_FOLDERS, *words], task="train")
-        for words in ((), ("split=train",), ("method=reco_plus",))
+        for words in ((), ("method=dense_clip",), ("split=train",), ("method=reco_plus",))
     )
     with watch.stage("references"):
         reco.train(settings.model_copy(update={"stop_after": "references"}))
     with watch.stage("ReCo"):
         run_reco = reco.train(settings)
     with watch.stage("dense CLIP"):
-        baseline = score_dense_clip(settings)
+        baseline = reco_dense_clip.score_benchmark(alone, RunFolder(reco_places.run_path(alone)))
     with watch.stage("pseudo-labels"):
         run_labels = reco.train(labelling)
     with watch.stage("ReCo+"):
@@ -80,16 +77,6 @@ def demonstrate(overrides: Sequence[str], output_dir: Path) -> dict[str, object]
     write_json(page_dir / SCORES, results)
     write_page(results, found, baseline, settings, (run_reco, run_plus), page_dir / "report.html")
     return results
-
-
-def score_dense_clip(settings: RecoSettings) -> EvaluationResult:
-    """Score dense CLIP alone, with the same names and the same CRF, on the same pictures."""
-    settings = settings.model_copy(update={"dense_clip_inference": True})
-    networks = RecoNetworks(settings, evaluation_device(settings.device, settings.precision))
-    references = find_references(settings, reco_places.category_names(settings), networks)
-    segmenter, refiner = make_segmenter(settings, networks, references)
-    alone = DenseNames(segmenter.network, segmenter.device, segmenter.precision)
-    return reco.score(settings, alone, refiner, open_split(settings, settings.split, with_labels=True))
 
 
 def summarise(

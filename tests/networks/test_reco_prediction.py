@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from networks import reco_prediction
 from networks.dense_clip import dense_clip
 from networks.patch_encoders import encoder_from_state_dict
-from networks.reco import Reco
+from networks.reco import DenseNames, Reco
 from networks.reco_prediction import RecoGrids, log_probabilities, predict_labels, score_maps
 from networks.vit import VisionTransformer
 from tests.networks.tiny_clips import RESNET, VIT, tiny_clip
@@ -88,6 +88,20 @@ def test_without_dense_clip_the_references_decide() -> None:
     features = F.normalize(network.encoder(images), dim=1)
     cosines = torch.einsum("nd,bdhw->bnhw", network.references, features)
     assert torch.allclose(alone(images).similarity, cosines.sigmoid(), atol=1e-6)
+
+
+@pytest.mark.parametrize("dimensions", [RESNET, VIT])
+def test_dense_clip_alone_is_its_part_of_reco(dimensions) -> None:
+    network = reco(dimensions=dimensions)
+    alone = DenseNames(network.tower, network.text, temperature=network.temperature)
+    images = torch.randn(2, 3, 64, 96)
+    assert torch.equal(alone(images).similarity, network(images).attention)
+    assert alone(images).attention is None
+    tiny = torch.randn(1, 3, 1, 5)  # stretched as far as the tower needs it
+    size = (network.tower.min_size, max(network.tower.min_size, 5))
+    assert torch.equal(alone(tiny).similarity, alone(F.interpolate(tiny, size, mode="bilinear")).similarity)
+    with pytest.raises(ValueError, match=r"text vectors: expected \(N, 32\), received \(5, 64\)"):
+        DenseNames(network.tower, network.references)
 
 
 def test_what_does_not_fit_together_is_refused() -> None:

@@ -102,9 +102,11 @@ def make_weights(path: Path, num_classes: int) -> Path:
 
 
 def test_every_script_is_tried_here() -> None:
-    assert SCRIPTS.keys() == {*(f"reco_{b}" for b in BENCHMARKS), *(f"reco_plus_{b}" for b in TRAINED), "custom"}
+    untrained = {f"{method}_{b}" for method in ("reco", "dense_clip") for b in BENCHMARKS}
+    assert SCRIPTS.keys() == untrained | {f"reco_plus_{b}" for b in TRAINED} | {"custom"}
     for benchmark in BENCHMARKS:
         assert load_settings(ROOT / f"configs/reco/{benchmark}.yaml").method == "reco"
+        assert load_settings(ROOT / f"configs/reco/dense_clip_{benchmark}.yaml").method == "dense_clip"
     for benchmark in TRAINED:
         assert load_settings(ROOT / f"configs/reco/plus_{benchmark}.yaml").method == "reco_plus"
 
@@ -134,6 +136,18 @@ def test_reco_scores_labels_and_teaches(data: Path, runs: Path, benchmark: str) 
         assert len(read_json(run / "results.json")["class_iou_crf"]) == num_classes
         assert run_script(data, f"reco_plus_{benchmark}", *small(data), f"dir_pseudo_masks={folder}", "name=given") == 0
         assert (runs / "given" / "final_model.pt").is_file()
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_dense_clip_alone_is_scored(data: Path, runs: Path, benchmark: str) -> None:
+    num_classes, _ = BENCHMARKS[benchmark]
+    assert run_script(data, f"dense_clip_{benchmark}", *small(data), "dir_train_dataset=nowhere") == 0
+    (results,) = runs.rglob("results.json")
+    assert results.parent == runs / benchmark / "val/dense_clip/clip"
+    found = read_json(results)
+    assert len(found["class_iou"]) == len(found["class_iou_crf"]) == num_classes
+    assert found["protocol"]["extra"]["references"] == "none"
+    assert not (runs / benchmark / "category_to_p_images.json").exists()
 
 
 @pytest.mark.parametrize("name", ["r.pkl", "it's [mine] #1.pkl"])
