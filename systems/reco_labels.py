@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from datasets.base import Benchmark
 from datasets.label_files import read_index_png
 from evaluation.evaluate import EvaluationResult, protocol_of
-from evaluation.prediction_stream import Predict, Refiner, predict_pictures
+from evaluation.prediction_stream import Predict, Prediction, Refiner, predict_pictures
 from evaluation.semantic import SemanticResult, SemanticScores
 from pseudo_labels.label_maps import LabelWriter, is_complete
 from utils.distributed import all_gather_objects, on_main, patient_group, shard
@@ -160,7 +160,7 @@ def write_pseudo_labels(
     logger.info("pseudo-labels: %d pictures, %d skipped because they have PNGs: %s", total, existing, folder.path)
     refused: list[tuple[str, str]] = []
     pairs = predict_pictures(
-        predict,
+        _as_bytes(predict) if PLAIN_FOLDER in folder.kinds else predict,
         folder.pictures,
         todo,
         device=device,
@@ -176,11 +176,22 @@ def write_pseudo_labels(
                 path = folder.file(kind, Path(picture.path))
                 if not is_complete(path):  # the file of one kind may have been written before the run was killed
                     labels = prediction.refined if kind == CRF_FOLDER else prediction.labels
-                    writer.write(path, labels.to("cpu", torch.uint8).numpy())
+                    writer.write(path, labels.to(torch.uint8).numpy())
     gathered = all_gather_objects(refused, group)
     # Others wait: what is refused is read from the file.
     on_main(lambda: _report_refused([entry for part in gathered for entry in part], folder.path / REFUSED))
     logger.info("pseudo-labels: done in %.0f s", time.monotonic() - start)
+
+
+def _as_bytes(predict: Predict) -> Predict:
+    """Plain labels as bytes on the CPU: from an accelerator one copy per batch, not one per picture."""
+
+    def run(images: torch.Tensor, size: tuple[int, int]) -> list[Prediction]:
+        predictions = predict(images, size)
+        labels = torch.stack([prediction.labels for prediction in predictions]).to(torch.uint8).cpu()  # (B, H, W)
+        return [replace(prediction, labels=label) for prediction, label in zip(predictions, labels, strict=True)]
+
+    return run
 
 
 def _report_refused(refused: Sequence[tuple[str, str]], path: Path) -> None:
