@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from utils.model_names import backbone_problems
 from utils.naming import CATEGORY_SUFFIX
 from utils.setting_blocks import TrainLoaderSettings
 from utils.setting_types import AnyPath, Block, CountInt, NameList, PositiveInt, Problem, Task, needs_dir
-from utils.settings_deeplab import DeepLabSettings, SegmenterName
+from utils.settings_deeplab import SEGMENTER_PREFIX, DeepLabSettings, SegmenterName
 from utils.settings_recipe import RecipeSettings
 
 _BENCHMARKS = ("voc2012", "coco2017", "coca", "cityscapes_object", "imagenet-s")
@@ -93,7 +94,7 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
         """See `RunSettings.check`."""
         problems = super().check(task)
         if task == "train":
-            problems += self._check_batches()
+            problems += self._check_batches() + self._check_backbones()
             if self.experts.weights_dir is not None:
                 purpose = "experts' weights, one expert_<category>.pt each"
                 problems += needs_dir("experts.dir_weights", self.experts.weights_dir, purpose)
@@ -107,6 +108,16 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
             text = f"received {self.single_category}, expected the one category that the expert was trained for"
             problems.append(Problem(("single_category",), text))
         return problems
+
+    def _check_backbones(self) -> list[Problem]:
+        """What the segmenters start from, those of experts that are to be trained as well."""
+        uses_experts = self.use_expert_masks or self.stop_after == "experts"
+        segmenters = {self.segmenter} if self.goes_on_after("experts") else set()
+        if uses_experts and self.goes_on_after("pseudo_masks") and self.experts.weights_dir is None:
+            segmenters.add(self.experts.segmenter or self.segmenter)
+        backbones = sorted(name.removeprefix(SEGMENTER_PREFIX) for name in segmenters)
+        problems = [problem for name in backbones for problem in backbone_problems(self.backbone_weights, name)]
+        return list(dict.fromkeys(problems))
 
     def _check_batches(self) -> list[Problem]:
         """Batch norm of the pooled branch needs two samples, in every pass."""

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from utils.model_names import backbone_problems, clip_problems, encoder_problems
 from utils.setting_blocks import LoaderSettings, PhotometricBlock
 from utils.setting_types import (
     AnyPath,
@@ -174,11 +175,25 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
             limit, no_name = (254, "0 and 255 stand") if self.dataset_name == "coco_layout" else (255, "255 stands")
             text = f"received {len(self.categories or ())} names, expected {limit} at most: label PNGs hold bytes, of "
             problems.append(Problem(("categories", "dataset_name"), f"{text}which {no_name} for no name"))
+        problems += self._check_networks(task)
         if not self.uses_references:
             return problems + (self._check_scoring() if task == "train" else [])
         problems += needs_file("reference_path", self.reference_path) if task is not None else []
-        problems += needs_file("encoder_weights", self.encoder_weights) if task == "train" else []
         return problems + (self._check_training() if task == "train" and self.trains else [])
+
+    def _check_networks(self, task: Task | None) -> list[Problem]:
+        """Names and files of the networks that a task needs, which are loaded after stages that take hours."""
+        makes_labels = self.goes_on_after("retrieval") and not (self.trains and self.pseudo_label_dir is not None)
+        problems = []
+        if (task == "train" and makes_labels) or (task == "evaluate" and not self.trains):
+            if self.uses_references:
+                problems += encoder_problems(self.encoder_arch, self.encoder_weights)
+            makes_references = task == "train" and self.text_attention
+            if not self.uses_references or self.dense_clip_inference or makes_references:
+                problems += clip_problems("dense_clip_arch", self.dense_clip_arch)
+        if task == "train" and self.trains and self.goes_on_after("prediction"):
+            problems += backbone_problems(self.backbone_weights, self.backbone)
+        return problems
 
     def _check_scoring(self) -> list[Problem]:
         """What dense CLIP alone needs: it is there to be scored."""

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from utils.model_names import clip_problems
 from utils.setting_blocks import LoaderSettings, RunSettings, TrainLoaderSettings
 from utils.setting_types import (
     AnyPath,
@@ -160,6 +161,7 @@ class RetrievalSettings(RunSettings):
             text += " in dir_train_dataset"
             problems.append(Problem(("p_filename_to_image_embedding", "dir_train_dataset"), text))
         if not has_archive:
+            problems += clip_problems("retrieval_clip", self.retrieval_clip)
             pickles = [path for path in self.embedding_paths if path.suffix == ".pkl"]
             key = "p_filename_to_image_embedding"
             instead = f"; with {key}=null embeddings are made of the pictures"

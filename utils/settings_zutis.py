@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from utils.model_names import OPEN_CLIP, clip_problems
 from utils.setting_blocks import OptimiserSettings
 from utils.setting_types import (
     AnyPath,
@@ -53,7 +54,7 @@ class ZutisSettings(RecipeSettings):
     @field_validator("clip_arch")
     @classmethod
     def _known_clip(cls, name: str) -> str:
-        return one_of(name, (*CLIP_ARCHITECTURES, CUSTOM_CLIP), prefix="open_clip:")
+        return one_of(name, (*CLIP_ARCHITECTURES, CUSTOM_CLIP), prefix=OPEN_CLIP)
 
     def check(self, task: Task | None) -> list[Problem]:
         """See `RunSettings.check`."""
@@ -63,6 +64,8 @@ class ZutisSettings(RecipeSettings):
             if self.clip_arch == CUSTOM_CLIP and self.clip_weights is None:
                 text = "not set; expected the file with the weights of a custom CLIP"
                 problems.append(Problem(("clip_weights", "clip_arch"), text))
+        if task == "train" and self.clip_arch.startswith(OPEN_CLIP) and self.goes_on_after("pseudo_masks"):
+            problems += clip_problems("clip_arch", self.clip_arch)
         if task == "train" and self.encoder_is_resnet and self.train_image_size < 32:
             problems.append(Problem(("train_image_size", "clip_arch"), "a ResNet encoder needs at least 32 pixels"))
         return problems
