@@ -1,13 +1,15 @@
 """Writing what a segmenter sees in users' own pictures: label maps, overlays, COCO results and a table.
 
-The segmenter comes in as a function from picture to `Segmentation`, so every system shares this file.
+The segmenter comes in as a function from pictures to one `Segmentation` each, so every system shares this file. It may
+take a few pictures ahead and work on them at the same time.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,10 @@ class Segmentation:
     instances: list[dict[str, Any]] = field(default_factory=list)
 
 
+# Pictures, RGB, uint8, (H, W, 3) -> their segmentations, one each and in order.
+Segment = Callable[[Iterable[np.ndarray]], Iterator[Segmentation]]
+
+
 @dataclass
 class PictureResult:
     """One line of the table: a picture, what it shows, or why it was refused."""
@@ -51,7 +57,7 @@ class PictureResult:
 
 def segment_pictures(
     paths: Sequence[str | Path],
-    segment: Callable[[np.ndarray], Segmentation],
+    segment: Segment,
     *,
     category_names: Sequence[str],
     palette: np.ndarray,
@@ -65,7 +71,8 @@ def segment_pictures(
 
     Args:
         paths: picture files, folders (searched at any depth) or globs.
-        segment: uint8 RGB picture (H, W, 3) -> its segmentation.
+        segment: see `Segment`. Pictures are read as it takes them, and kept until their segmentation comes: it should
+            take a few ahead at most.
         category_names: background first; label i is `category_names[i]`.
         palette: uint8 colours, (number of categories, 3).
         output_dir: made if missing.
@@ -78,20 +85,17 @@ def segment_pictures(
     """
     pictures = list_pictures([str(path) for path in paths])
     names = output_names(pictures)
-    results, images, annotations = [], [], []
-    for number, path in enumerate(progress(pictures, description="segment", unit="picture"), start=1):
-        try:
-            picture = read_picture(path)
-        except UnreadableImageError as error:
-            logger.warning("refused: %s", error)
-            results.append(PictureResult(path, refusal=str(error)))
-            continue
-        found = segment(picture)
+    by_number: dict[int, PictureResult] = {}
+    under_way: deque[tuple[int, Path, np.ndarray]] = deque()
+    images, annotations = [], []
+    for found in segment(_read(pictures, under_way, by_number)):
+        number, path, picture = under_way.popleft()
         write_labels(output_dir / "labels" / f"{names[path]}.png", found.labels, palette)
         _write_overlay(output_dir / "overlays" / f"{names[path]}.jpg", picture, found, palette)
         images.append({"id": number, "file_name": str(path), "height": picture.shape[0], "width": picture.shape[1]})
         annotations += [{"id": len(annotations) + i, "image_id": number, **r} for i, r in enumerate(found.instances, 1)]
-        results.append(_summarise(path, found, category_names))
+        by_number[number] = _summarise(path, found, category_names)
+    results = [by_number[number] for number in range(1, len(pictures) + 1)]
     refused = [result for result in results if result.refusal]
     if len(refused) == len(results):
         raise DataError(f"none of the {len(results)} pictures can be read; the first: {refused[0].refusal}")
@@ -102,6 +106,21 @@ def segment_pictures(
         logger.warning("%d of %d pictures were refused, see %s", len(refused), len(results), output_dir)
     logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
     return results
+
+
+def _read(
+    pictures: Sequence[Path], under_way: deque[tuple[int, Path, np.ndarray]], results: dict[int, PictureResult]
+) -> Iterator[np.ndarray]:
+    """Pictures one after the other, noted down as under way; those that cannot be read have their result at once."""
+    for number, path in enumerate(progress(pictures, description="segment", unit="picture"), start=1):
+        try:
+            picture = read_picture(path)
+        except UnreadableImageError as error:
+            logger.warning("refused: %s", error)
+            results[number] = PictureResult(path, refusal=str(error))
+            continue
+        under_way.append((number, path, picture))
+        yield picture
 
 
 def output_names(pictures: Sequence[Path]) -> dict[Path, str]:

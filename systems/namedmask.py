@@ -8,6 +8,7 @@ DeepLabv3+ -> scores and pictures. Network: `networks/deeplab.py`; training: `sy
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -345,7 +346,7 @@ def segment_pictures(
     logger.info("segmenting by %d names on %s", len(names) - 1, device)
     return write_pictures(
         images,
-        lambda picture: segment_picture(segmenter, picture, **options),
+        partial(map, partial(segment_picture, segmenter, **options)),
         category_names=names,
         palette=palette(len(names)),
         output_dir=output_dir,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from evaluation.pictures import segment_pictures as write_pictures
 from pseudo_labels.references import holds_references, read_references
 from systems import reco_places
 from systems.deeplab import StoredDeepLab, read_deeplab
-from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_picture
+from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_stream
 from systems.reco_references import RecoNetworks, reference_settings
 from systems.reco_weights import reference_file
 from systems.run_weights import check_names_to_find, folder_of
@@ -47,7 +48,7 @@ def segment_pictures(
     logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)
     return write_pictures(
         images,
-        lambda picture: segment_picture(segmenter, refiner, picture, long_edge=settings.picture_long_edge),
+        partial(segment_stream, segmenter, refiner, long_edge=settings.picture_long_edge),
         category_names=[BACKGROUND, *names],  # labels count from 1, as those of all systems
         palette=palette(len(names) + 1),
         output_dir=output_dir,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -216,30 +217,63 @@ def describe_refiner(settings: RecoSettings) -> str:
     return f"scores with CRF: dense CRF, {crf.iterations} iterations, {place}, {colour}"
 
 
-@torch.inference_mode()
-def segment_picture(
-    segmenter: PixelSegmenter, refiner: CrfRefiner | None, picture: np.ndarray, *, long_edge: int | None = None
-) -> Segmentation:
-    """Segment one picture; connected regions of one category are its instances.
+def segment_stream(
+    segmenter: PixelSegmenter,
+    refiner: CrfRefiner | None,
+    pictures: Iterable[np.ndarray],
+    *,
+    long_edge: int | None = None,
+) -> Iterator[Segmentation]:
+    """Segment pictures in order; connected regions of one category are its instances.
+
+    The network looks at the next pictures while the threads of the CRF work on earlier ones. Without a CRF there is one
+    picture at a time.
 
     Args:
         segmenter: the network.
         refiner: the CRF; None: plain labels.
-        picture: RGB, uint8, (H, W, 3).
+        pictures: RGB, uint8, (H, W, 3). Taken in the calling thread.
         long_edge: pictures with a longer side are shrunk to it for network and CRF; results have the picture's size.
 
-    Returns:
-        Labels count from 1; no pixel is 0.
+    Yields:
+        One for each picture. Labels count from 1; no pixel is 0.
     """
-    small = np.ascontiguousarray(shrink_to(picture, long_edge))
-    images, size = torch.from_numpy(small)[None].to(segmenter.device), picture.shape[:2]
-    found = segmenter.compute(images)
-    certainty = segmenter.certainty(found, size).cpu().numpy()
     if refiner is None:
+        for picture in pictures:
+            _, found = _look_at(segmenter, picture, long_edge)
+            yield _segmentation(segmenter, found, picture.shape[:2])
+        return
+    under_way: deque[tuple[Any, tuple[int, int]]] = deque()
+
+    def take() -> Iterator[Refinable]:
+        for picture in pictures:
+            small, found = _look_at(segmenter, picture, long_edge)
+            under_way.append((found, picture.shape[:2]))
+            yield segmenter.refinable(small, found, 0, tuple(small.shape[:2]))
+
+    # Users' pictures may be large, and come one by one: a single one waits while the threads are busy.
+    for refined in replace(refiner, num_waiting=1)(take()):
+        yield _segmentation(segmenter, *under_way.popleft(), refined.numpy())
+
+
+@torch.inference_mode()
+def _look_at(segmenter: PixelSegmenter, picture: np.ndarray, long_edge: int | None) -> tuple[Tensor, Any]:
+    """The picture as network and CRF see it, on the CPU, and what the network says of it."""
+    small = torch.from_numpy(np.ascontiguousarray(shrink_to(picture, long_edge)))
+    return small, segmenter.compute(small[None].to(segmenter.device))
+
+
+@torch.inference_mode()
+def _segmentation(
+    segmenter: PixelSegmenter, found: Any, size: tuple[int, int], refined: np.ndarray | None = None
+) -> Segmentation:
+    """Label map and instances at the picture's size, from the network's word or from labels of the shrunk picture."""
+    certainty = segmenter.certainty(found, size).cpu().numpy()
+    if refined is None:
         labels = segmenter.labels(found, size)[0].cpu().numpy()
     else:
-        (refined,) = refiner([segmenter.refinable(images[0], found, 0, small.shape[:2])])
-        labels = refined.numpy()[nearest_rows(size[0], small.shape[0])[:, None], nearest_rows(size[1], small.shape[1])]
+        rows, columns = (nearest_rows(*lengths) for lengths in zip(size, refined.shape, strict=True))
+        labels = refined[rows[:, None], columns]
     label_map = labels.astype(np.int16) + 1
     return Segmentation(label_map, region_results(label_map, certainty))
 

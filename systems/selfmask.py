@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -225,7 +226,7 @@ def segment_pictures(
     options = {"shorter_side": settings.selfmask_shorter_side, "solver": solver, "precision": settings.precision}
     return write_pictures(
         images,
-        lambda picture: segment_picture(network, picture, device=device, **options),
+        partial(map, partial(segment_picture, network, device=device, **options)),
         category_names=["background", "salient object"],
         palette=palette(2),
         output_dir=output_dir,

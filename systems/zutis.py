@@ -305,7 +305,7 @@ def segment_pictures(
     logger.info("segmenting by %d names on %s", len(names) - 1, device)
     return write_pictures(
         images,
-        lambda picture: segment_picture(segmenter, picture, long_edge=settings.picture_long_edge),
+        partial(map, partial(segment_picture, segmenter, long_edge=settings.picture_long_edge)),
         category_names=names,
         palette=palette(len(names)),
         output_dir=output_dir,

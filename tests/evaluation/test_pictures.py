@@ -1,0 +1,114 @@
+"""Users' pictures through a segmenter that may take some ahead: the same files whatever it does, and few in memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.pictures import PictureResult, Segmentation, segment_pictures
+from evaluation.regions import region_results
+from utils.errors import DataError
+from utils.files import read_json
+
+NAMES = ["background", "dark", "bright"]
+PALETTE = np.array([[0, 0, 0], [200, 30, 30], [30, 200, 30]], np.uint8)
+
+
+def segment_one(picture: np.ndarray) -> Segmentation:
+    labels = np.where(picture[..., 0] > 120, 2, 1).astype(np.int16)
+    return Segmentation(labels, region_results(labels, np.ones(labels.shape, np.float32)))
+
+
+def segment_ahead(pictures: Iterable[np.ndarray], *, ahead: int) -> Iterator[Segmentation]:
+    """Has taken so many pictures more than it gave back."""
+    waiting: list[Segmentation] = []
+    for picture in pictures:
+        waiting.append(segment_one(picture))
+        if len(waiting) > ahead:
+            yield waiting.pop(0)
+    yield from waiting
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures of several sizes; the first, two in the middle and the last cannot be read."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(9):
+        path = folder / f"{number}.png"
+        if number in (0, 3, 4, 8):
+            path.write_bytes(b"no picture")
+        else:
+            pixels = np.random.default_rng(number).integers(0, 256, (6 + number, 9, 1), dtype=np.uint8)
+            Image.fromarray(pixels.repeat(3, axis=2)).save(path)
+    return folder
+
+
+def run(folder: Path, out: Path, segment: Callable) -> tuple[list[PictureResult], dict[str, bytes]]:
+    results = segment_pictures([folder], segment, category_names=NAMES, palette=PALETTE, output_dir=out)
+    files = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    return results, files
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3, 100])
+def test_pictures_taken_ahead_change_nothing(folder: Path, tmp_path: Path, ahead: int) -> None:
+    results, files = run(folder, tmp_path / "plain", partial(map, segment_one))
+    assert run(folder, tmp_path / "ahead", partial(segment_ahead, ahead=ahead)) == (results, files)
+    assert [result.path.name for result in results] == [f"{number}.png" for number in range(9)]
+    assert [number for number, result in enumerate(results) if result.refusal] == [0, 3, 4, 8]
+    assert set(files) >= {"labels/7.png", "overlays/7.jpg", "instances.json", "pictures.csv"}
+    document = read_json(tmp_path / "ahead" / "instances.json")
+    assert [(image["id"], image["height"]) for image in document["images"]] == [(i + 1, 6 + i) for i in (1, 2, 5, 6, 7)]
+    assert [record["id"] for record in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
+    for number in (1, 2, 5, 6, 7):
+        labels = np.asarray(Image.open(tmp_path / "ahead" / "labels" / f"{number}.png"))
+        bright = np.asarray(Image.open(folder / f"{number}.png"))[..., 0] > 120
+        assert np.array_equal(labels, np.where(bright, 2, 1))
+        assert number + 1 in {record["image_id"] for record in document["annotations"]}
+
+
+def test_refused_pictures_are_told_as_they_are_read(folder: Path, tmp_path: Path, log_text) -> None:
+    told: list[int] = []
+
+    def segment(pictures: Iterable[np.ndarray]) -> Iterator[Segmentation]:
+        for picture in pictures:
+            told.append(log_text.text.count("refused: "))
+            yield segment_one(picture)
+
+    run(folder, tmp_path / "out", segment)
+    assert told == [1, 1, 3, 3, 3]
+    assert "4 of 9 pictures were refused" in log_text.text
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_pictures_are_kept_until_their_segmentation_comes(tmp_path: Path, ahead: int) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (9, 9), (20 * number,) * 3).save(folder / f"{number:02d}.png")
+    seen: list[weakref.ref] = []
+    most = 0
+
+    def notice(pictures: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal most
+        for picture in pictures:
+            seen.append(weakref.ref(picture))
+            most = max(most, sum(ref() is not None for ref in seen))
+            yield picture
+
+    run(folder, tmp_path / "out", lambda pictures: segment_ahead(notice(pictures), ahead=ahead))
+    assert len(seen) == 12
+    assert ahead + 1 <= most <= ahead + 2  # and the one whose files have just been written
+
+
+def test_nothing_but_broken_pictures_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"none of the 1 pictures can be read; the first: .*broken\.png"):
+        run(tmp_path / "broken.png", tmp_path / "out", partial(segment_ahead, ahead=3))
+    assert not (tmp_path / "out").exists()
