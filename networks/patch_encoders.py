@@ -18,7 +18,7 @@ from networks.clip_dimensions import OPENAI_MODELS
 from networks.colours import FromImagenet
 from networks.patch_features import ClipPatchFeatures, ResNetFeatures, TimmFeatures, VitPatchFeatures, create_timm
 from networks.vit import VisionTransformer, pad_to_multiple, vit_from_state_dict
-from utils.download import fetch
+from utils.download import fetch, is_here
 from utils.errors import UserError, WeightsError
 from utils.normalisation import IMAGENET_MEAN, IMAGENET_STD
 
@@ -117,6 +117,23 @@ def load_encoder(name: str | Path, weights: str | Path | None = None) -> PatchEn
     else:
         raise UserError(_unknown(name))
     return encoder.eval().requires_grad_(False)
+
+
+def needs_download(name: str | Path, weights: str | Path | None = None) -> bool:
+    """Whether ``load_encoder`` would fetch weights that are not here, arguments as there; also tells it of any CLIP.
+
+    What timm and open_clip download they keep themselves, and it cannot be told here: it counts as missing.
+    """
+    name = str(name)
+    if name in OPENAI_MODELS:
+        return not is_here(name)
+    if name.startswith("open_clip:"):
+        return not Path(name.partition("/")[2]).is_file()
+    if weights is not None:
+        return False
+    if name == DEIT_SIN:
+        return not is_here(_DEIT_SIN_FILE)
+    return name.startswith("timm:") or name in _TIMM_NAMES
 
 
 def encoder_from_state_dict(state_dict: Mapping[str, Tensor], *, source: str = "the encoder's weights") -> PatchEncoder:

@@ -15,13 +15,12 @@ from datasets.base import Benchmark
 from evaluation.evaluate import EvaluationResult
 from evaluation.pictures import PictureResult
 from evaluation.protocol import format_scores, write_results
-from pseudo_labels.reference_building import needed_categories
 from pseudo_labels.references import References, read_references
 from systems import reco_places, scoring
 from systems.reco_labels import LabelFolder, score_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter
 from systems.reco_references import RecoNetworks, find_archive, find_references, reference_settings
-from systems.reco_stages import describe_method, label_split, make_segmenter, open_split, open_training_pictures
+from systems.reco_stages import describe_method, label_split, make_segmenter, open_split
 from systems.reco_weights import keep_references, reference_file
 from training.launch import evaluation_device
 from training.run_folder import RunFolder
@@ -43,7 +42,7 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
     Args:
         settings: of the run, validated for the task "train".
         resume: for the training of ReCo+: "auto", "never", or a checkpoint to go on from.
-        dry_run: check, report, and write nothing.
+        dry_run: check, build, read a picture, report, and write nothing.
 
     Returns:
         The run folder.
@@ -56,13 +55,15 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
 
         return reco_plus.train(settings, resume=resume, dry_run=dry_run)
     names, run = reco_places.category_names(settings), RunFolder(reco_places.run_path(settings))
-    if not settings.uses_references and not dry_run:
+    if dry_run:
+        from systems.reco_dry_run import describe
+
+        describe(settings, names, run)
+        return run
+    if not settings.uses_references:
         from systems import reco_dense_clip
 
         reco_dense_clip.score_benchmark(settings, run)
-        return run
-    if dry_run:
-        describe(settings, names, run)
         return run
     networks = RecoNetworks(settings, evaluation_device(settings.device, settings.precision))
     with run.locked():
@@ -154,43 +155,6 @@ def score(
         refiner=refiner,
         visit=visit,
     )
-
-
-def describe(settings: RecoSettings, names: Sequence[str], run: RunFolder) -> None:
-    """What `--dry-run` reports, of ReCo and of ReCo+."""
-    looked_for, options = reco_places.category_names(settings), reference_settings(settings)
-    logger.info("run folder: %s", run.path)
-    logger.info("%d categories: %s", len(names), ", ".join(names[:8]) + (", ..." if names[8:] else ""))
-    if settings.benchmark_dir is not None and settings.dataset_name is not None:
-        has_truth = None if settings.writes_pseudo_labels and not settings.trains else True
-        benchmark = open_split(settings, settings.split, with_labels=has_truth)
-        logger.info("benchmark: %s", benchmark.protocol["benchmark"])
-    path = settings.reference_path or reco_places.reference_cache(settings)
-    if path.is_file():
-        read_references(path, categories=looked_for, settings=options)
-        logger.info("references: %s", path)
-    else:
-        logger.info("references to compute: %d", len(needed_categories(looked_for, options)))
-    if settings.trains:
-        _describe_training(settings, names)
-
-
-def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:
-    from networks.deeplab import build_deeplab
-    from systems import reco_plus, stages
-
-    pictures, label_dir = open_training_pictures(settings), settings.pseudo_label_dir
-    logger.info("pictures to learn from: %d", len(pictures))
-    left_out: list[Path] = []
-    if label_dir is None:
-        reco = reco_plus.reco_of(settings)
-        folder = LabelFolder(reco_places.run_path(reco), pictures, reco_places.label_folders(reco))
-        label_dir, left_out = folder.path / reco_places.training_labels(settings), folder.refused()
-        if not folder.is_finished():
-            logger.info("label PNGs and a batch are left for the real run: not all pictures are labelled yet")
-            return
-    samples = reco_plus.training_set(settings, pictures, label_dir, left_out)
-    stages.describe_samples(settings, build_deeplab(settings.backbone, len(names)), samples)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

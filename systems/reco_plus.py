@@ -40,7 +40,7 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
     """Go from names and unlabelled pictures, or from label PNGs, to a segmenter; see `systems.reco.train`."""
     names, run = reco_places.label_names(settings), RunFolder(reco_places.run_path(settings))
     if dry_run:
-        from systems.reco import describe
+        from systems.reco_dry_run import describe
 
         describe(settings, names, run)
         return run

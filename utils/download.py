@@ -63,6 +63,15 @@ def fetch(name: str) -> Path:
     return download(file, cache_dir() / file.file_name)
 
 
+def is_here(name: str) -> bool:
+    """Whether `fetch` finds a file of the table, whole, without downloading it."""
+    file = FILES[name]
+    target = cache_dir() / file.file_name
+    if _clip_cache(file) is not None or _is_checked(target, file):
+        return True
+    return target.is_file() and _mismatch(target, file) is None
+
+
 def _clip_cache(file: RemoteFile) -> Path | None:
     """The same CLIP file where OpenAI's own package keeps it, if it is whole."""
     if not file.file_name.startswith("clip/"):
