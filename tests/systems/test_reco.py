@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_a_run_scores_both_label_maps(scored: Path, world: World) -> None:
         assert text in page.lower()
     assert all((scored / part.split('"')[0]).is_file() for part in page.split('src="')[1:])
     shared = scored.parents[3]
-    assert (shared / "cosegmentation" / "coseg_parking_lot.png").is_file()
+    assert (shared / "cosegmentation" / "clip_in_train_ce_ta_cat_to_img_feature_k3" / "coseg_parking_lot.png").is_file()
     archive = read_json(shared / "category_to_p_images.json")
     assert {"tree", "road"} <= set(archive)  # context categories, also those that are none of the benchmark's
     assert {len(paths) for paths in archive.values()} == {3}
@@ -260,7 +261,48 @@ def test_one_kind_of_label_is_enough(world: World, references: str, tmp_path: Pa
     assert set(read_json(folder / "results_pseudo_labels.json")["scores"]) == SCORES
 
 
+def test_labels_with_a_crf_are_added_to_those_without(
+    labelled: Path, world: World, references: str, tmp_path: Path
+) -> None:
+    reco.train(tiny_settings(world, tmp_path, references, "split=train", "crf=off"))
+    folder = reco_places.run_path(tiny_settings(world, tmp_path, references, "split=train"))
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("dt/*.png")}
+    assert len(before) == 3
+    assert not (folder / "dt_crf").exists()
+    reco.train(tiny_settings(world, tmp_path, references, "split=train"))
+    found = label_pngs(folder)
+    assert all(np.array_equal(labels, found[name]) for name, labels in label_pngs(labelled).items())
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    with pytest.raises(DataError, match=r"crf\.iterations: made with 1, now 3"):
+        reco.train(tiny_settings(world, tmp_path, references, "split=train", "crf.iterations=3"))
+
+
+def test_labels_belong_to_the_content_of_references(labelled: Path, world: World, references: str, tmp_path) -> None:
+    """Wherever the file lies and whatever it is called."""
+    output_dir = labelled.parents[4]
+    copied = tmp_path / "copy.safetensors"
+    shutil.copy(references.partition("=")[2], copied)
+    reco.train(tiny_settings(world, output_dir, f"reference_path={copied}", "split=train"))
+    settings = tiny_settings(world, output_dir, "split=train")
+    other = random_references(settings, tmp_path / "other.safetensors", seed=1)
+    with pytest.raises(DataError, match="were made with other settings:\n  references: made with '"):
+        reco.train(tiny_settings(world, output_dir, f"reference_path={other}", "split=train"))
+
+
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+def test_references_and_archives_of_another_index_are_refused(scored: Path, world: World, tmp_path: Path) -> None:
+    output_dir = scored.parents[4]
+    index = tmp_path / "another index"
+    shutil.copytree(world.stuff_index_dir, index)
+    with pytest.raises(DataError, match=r"(?s)index_dirs: made with .*now .*another index/train.*another suffix or na"):
+        reco.train(tiny_settings(world, output_dir, f"dir_train_dataset={index}"))
+    shutil.copytree(output_dir, tmp_path / "runs")
+    for path in (tmp_path / "runs" / "cityscapes").glob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"this image archive was made with other settings \(index_dirs: made with"):
+        reco.train(tiny_settings(world, tmp_path / "runs", f"dir_train_dataset={index}"))
 
 
 def test_references_of_other_settings_are_refused(scored: Path, world: World) -> None:
