@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ class MemoryBudget:
         self._num_threads = num_threads
         self._total = self._reserved = self._largest_done = self._at_work = 0
         self._warned = self._closed = False
+        self._line: deque[object] = deque()  # of those that wait, in the order of their coming
         self._changed = threading.Condition()
 
     @contextmanager
@@ -78,10 +80,16 @@ class MemoryBudget:
             CancelledError: if the budget was closed.
         """
         need = memory_need(*shape) + 4 * shape[0] * shape[1] * shape[2]
+        place = object()
         with self._changed:
-            while not self._fits(shape, need):
-                self._changed.wait()
-            self._reserved, self._at_work = self._reserved + need, self._at_work + 1
+            self._line.append(place)
+            try:
+                while not self._may_begin(place, shape, need):
+                    self._changed.wait()
+                self._reserved, self._at_work = self._reserved + need, self._at_work + 1
+            finally:
+                self._line.remove(place)
+                self._changed.notify_all()
         finished = False
         try:
             yield
@@ -98,10 +106,15 @@ class MemoryBudget:
             self._closed = True
             self._changed.notify_all()
 
-    def _fits(self, shape: tuple[int, int, int], need: int) -> bool:
-        """Whether a picture may begin now; called with the lock."""
+    def _may_begin(self, place: object, shape: tuple[int, int, int], need: int) -> bool:
+        """Whether it is a picture's turn and it fits; called with the lock."""
         if self._closed:
             raise CancelledError
+        # First come, first served: a picture that small ones overtook again and again would hold up all results.
+        return self._line[0] is place and self._fits(shape, need)
+
+    def _fits(self, shape: tuple[int, int, int], need: int) -> bool:
+        """Whether a picture has the memory it needs; called with the lock."""
         free = available_memory()
         if free is None:
             return True

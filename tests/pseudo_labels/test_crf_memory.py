@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -151,7 +152,7 @@ def test_memory_for_all_threads_is_shared_without_a_word(run_on: Callable, log_t
 @pytest.mark.parametrize("used", [0, 0.5, 1])
 def test_fewer_at_a_time_where_not_all_fit(run_on: Callable, log_text, used: float) -> None:
     """Whatever part of the promised memory is in use when the next picture asks."""
-    machine = Machine(2.5 * NEED, used, meet=threading.Barrier(2, timeout=30).wait)
+    machine = Machine(2.5 * NEED, used, meet=partial(time.sleep, 0.05))  # long enough for others to ask
     run_on(machine)
     found = list(label_pictures([to_label(SHAPE)] * 8, num_threads=4))
     expected = dense_crf_labels(*make_job(SHAPE))
@@ -191,7 +192,7 @@ def test_an_error_in_a_thread_stops_those_that_wait(run_on: Callable) -> None:
         made.append(None)
         raise UserError("no scores")
 
-    run_on(Machine(NEED, meet=lambda: threading.Event().wait(0.05)))
+    run_on(Machine(NEED, meet=partial(time.sleep, 0.05)))
     with pytest.raises(UserError, match="no scores"):
         list(label_pictures([PictureToLabel(SHAPE, fail)] * 20, num_threads=20))
     assert len(made) < 20
@@ -228,6 +229,26 @@ def test_memory_that_others_take_is_not_promised(monkeypatch: pytest.MonkeyPatch
         free[0] = NEED
     thread.join(30)
     assert begun.is_set()
+
+
+def test_a_large_picture_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crf_memory, "available_memory", lambda: 2.5 * NEED)
+    budget, begun, threads = MemoryBudget(3), [], []
+
+    def begin(shape: tuple[int, int, int]) -> None:
+        with budget.reserve(shape):
+            begun.append(shape)
+
+    with budget.reserve(SHAPE):
+        for count, shape in enumerate((LARGE, SHAPE), start=1):  # the second one would fit
+            threads.append(threading.Thread(target=begin, args=(shape,)))
+            threads[-1].start()
+            while len(budget._line) < count:
+                time.sleep(0.001)
+        assert not begun
+    for thread in threads:
+        thread.join(30)
+    assert begun == [LARGE, SHAPE]
 
 
 def test_memory_that_becomes_free_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
