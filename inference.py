@@ -15,6 +15,7 @@ from systems import find_system, get_system
 from utils.cli import Parser, existing, run_command, split_overrides
 from utils.config import dump_settings, load_settings
 from utils.errors import UserError
+from utils.files import check_writable
 from utils.log import get_logger
 
 logger = get_logger(__name__)
@@ -58,11 +59,13 @@ def segment(options: argparse.Namespace) -> None:
     overrides = [*options.overrides, *late_overrides]
     weights = existing(options.weights, "a run folder or a weight file (--weights)")
     settings = load_settings(options.config, overrides) if options.config is not None else None
+    output_dir = Path(options.output or "segmented").expanduser()
+    check_writable(output_dir, advice="Choose another --output.")  # before a network is loaded
     get_system(settings.system if settings else find_system(weights)).segment_pictures(
         weights,
         images,
         categories=_names(options.categories),
-        output_dir=Path(options.output or "segmented"),
+        output_dir=output_dir,
         settings=settings,
         overrides=overrides,
     )

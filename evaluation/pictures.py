@@ -146,7 +146,6 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
         image.putpalette(np.asarray(palette, np.uint8).ravel().tolist())
     else:
         image = Image.fromarray(labels.astype(np.uint16))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         image.save(file, format="PNG")
 
@@ -164,7 +163,6 @@ def _write_overlay(path: Path, picture: np.ndarray, found: Segmentation, palette
         mask = coco_mask.decode({**record["segmentation"], "counts": record["segmentation"]["counts"].encode("ascii")})
         mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST)) > 0
         drawn = outline(drawn, mask, tuple(int(c) for c in palette[record["category_id"]]))
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         Image.fromarray(drawn).save(file, format="JPEG", quality=90)
 

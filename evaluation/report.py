@@ -64,7 +64,6 @@ def write_report(path: Path, *, title: str, subtitle: str, sections: Sequence[Se
     if len(set(names)) != len(names):
         raise ValueError(f"figures share a name: {sorted({name for name in names if names.count(name) > 1})}")
     folder = path.with_name(f"{path.stem}_pictures")
-    folder.mkdir(parents=True, exist_ok=True)
     page_sections = []
     for section in sections:
         sources = []

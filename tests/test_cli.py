@@ -122,6 +122,22 @@ def test_pictures(config: Path, tmp_path: Path, calls: list) -> None:
     assert calls[1][2]["settings"].nms is None
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(
+    tmp_path: Path, calls: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def never(path: Path) -> str:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr(inference, "find_system", never)
+    in_the_way = tmp_path / "out.txt"
+    in_the_way.touch()
+    for output in (in_the_way, in_the_way / "deeper"):
+        assert inference.main(["--weights", str(tmp_path), "--images", "a.jpg", "--output", str(output)]) == 2
+        told = f"error: {output}: cannot be written (a file is in the way). Choose another --output.\n"
+        assert capsys.readouterr().err == told
+    assert calls == []
+
+
 def test_inference_needs_a_config_or_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inference.main(["--weights", str(tmp_path)]) == 2
     assert "expected --config FILE (score on a benchmark) or --images PATH... (segment pictures)" in (

@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,7 @@ def atomic_write(path: str | Path, mode: str = "wb", *, sync: bool = True) -> It
                     written = os.fstat(file.fileno()).st_size
         os.replace(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary), str(path), str(path.parent)):
+        if error.errno is None or error.filename not in (None, str(temporary), str(path), *map(str, path.parents)):
             raise  # a problem of the caller's own files inside the block, not of this one
         raise _cannot_write(path, written, error) from error
     finally:
@@ -76,6 +77,33 @@ def _cannot_write(path: Path, written: int, error: OSError) -> UserError:
         )
     reason = error.strerror or str(error)
     return UserError(f"{path}: cannot be written ({reason}). Check the folder and its permissions.")
+
+
+def check_writable(folder: str | Path, *, advice: str) -> None:
+    """Make sure, before the work is done, that results can be written into a folder; nothing is left behind.
+
+    Args:
+        folder: need not exist yet.
+        advice: what to do if it cannot be written, for the message.
+
+    Raises:
+        UserError: if it cannot be made, is no folder, or takes no files.
+    """
+    folder = Path(folder)
+    made: list[Path] = []
+    try:
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        in_the_way = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "a file is in the way" if in_the_way else error.strerror or str(error)
+        raise UserError(f"{folder}: cannot be written ({reason}). {advice}") from error
+    finally:
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def write_text(path: str | Path, text: str) -> None:

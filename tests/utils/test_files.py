@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from utils.errors import DataError, UserError
-from utils.files import RunLock, atomic_write, read_json, write_json, write_text
+from utils.files import RunLock, atomic_write, check_writable, read_json, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +90,52 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"a\.txt: cannot be written \((Not a directory|File exists)\)"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def forbid_folders(monkeypatch: pytest.MonkeyPatch, below: Path) -> None:
+    """Folders below a path cannot be made, as by a user who may not write there (the tests may run as root)."""
+    mkdir = os.mkdir
+
+    def refuse(path: str | Path, *args: object, **options: object) -> None:
+        if below in Path(path).parents and Path(path).parent.exists():
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        mkdir(path, *args, **options)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "b/a.txt", "b/c/d/a.txt"])
+def test_a_folder_without_permission_is_told_however_deep_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    forbid_folders(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=rf"{name}: cannot be written \(Permission denied\)"):
+        write_text(tmp_path / "out" / name, "x")
+
+
+def test_folders_for_results_are_tried_and_left_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "new", "new/and/deep", "there/new"):
+        check_writable(tmp_path / folder, advice="Choose another.")
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+    (tmp_path / "there" / "file").write_text("x")
+    for folder in ("there/file", "there/file/out", "there/file/out/deep"):
+        with pytest.raises(UserError) as caught:
+            check_writable(tmp_path / folder, advice="Choose another.")
+        assert str(caught.value) == (f"{tmp_path / folder}: cannot be written (a file is in the way). Choose another.")
+    forbid_folders(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"out: cannot be written \(Permission denied\)\. Choose another\.$"):
+        check_writable(tmp_path / "new" / "out", advice="Choose another.")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "there"]
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)\. Choose another\."):
+        check_writable(tmp_path, advice="Choose another.")
 
 
 def test_errors_of_other_files_inside_the_block_stay_what_they_are(tmp_path: Path) -> None:
