@@ -39,7 +39,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Names and tensors with the dtypes of the file.
 
     Raises:
-        WeightsError: if the file is missing, cut off, of another kind, or holds anything but plain data.
+        WeightsError: if the file is missing, unreadable, cut off, of another kind, or holds anything but plain data.
     """
     path = Path(path)
     return extract_state_dict(read_checkpoint(path), source=str(path))
@@ -61,7 +61,7 @@ def read_checkpoint(path: str | Path, *, mapped: bool = False) -> Any:
     if not path.is_file():
         what = "is a folder, not a weight file" if path.is_dir() else "no such weight file"
         raise WeightsError(f"{path}: {what}. Check the path, or see scripts/download_weights.sh.")
-    if path.stat().st_size == 0:
+    if not _first_bytes(path, 1):
         raise WeightsError(f"{path}: the file is empty. Download or make it again.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
@@ -164,18 +164,25 @@ def _is_unsafe(error: Exception) -> bool:
     return "Unsupported global" in text or "Unsupported class" in text or "Trying to" in text or "GLOBAL" in text
 
 
+def _first_bytes(path: Path, number: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read(number)
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error.strerror or error}). Check its permissions, or give another file."
+        ) from error
+
+
 def _starts_like_weights(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    return _first_bytes(path, 2) in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def _not_weights(path: Path, error: Exception) -> str:
     if _starts_like_weights(path):
         return _damaged(path, "a PyTorch weight file", error)
-    with open(path, "rb") as file:
-        start = file.read(24)
     return (
-        f"{path}: not a weight file (it starts with {start!r}). "
+        f"{path}: not a weight file (it starts with {_first_bytes(path, 24)!r}). "
         f"Expected a PyTorch state dict (.pt, .pth), a TorchScript archive or .safetensors."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import types
@@ -136,6 +137,18 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_read(
         told = f"error: {output}: cannot be written (a file is in the way). Choose another --output.\n"
         assert capsys.readouterr().err == told
     assert calls == []
+
+
+def test_weights_in_a_folder_that_may_not_be_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "stat", refuse)
+        assert inference.main(["--weights", str(tmp_path / "a.pt"), "--images", "a.jpg"]) == 2
+    assert f"error: {tmp_path / 'a.pt'}: cannot be read (Permission denied); expected a run" in capsys.readouterr().err
 
 
 def test_inference_needs_a_config_or_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,12 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def existing(path: str, what: str) -> Path:
     """A path that exists; raises `UserError` with what it should be otherwise."""
     found = Path(path).expanduser()
-    if not found.exists():
+    try:
+        there = found.exists()
+    except OSError as error:  # a folder on the way that this user may not look into
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected {what}. Check the permissions."
+        ) from error
+    if not there:
         raise UserError(f"{path}: does not exist; expected {what}.")
     return found

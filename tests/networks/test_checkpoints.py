@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 from pathlib import Path
@@ -115,6 +116,20 @@ def test_unreadable_files_say_what_they_are(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=name) as caught:
             read_state_dict(tmp_path / name)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
+def test_files_without_read_permission_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    (save_file if name.endswith("safetensors") else torch.save)(Small().state_dict(), tmp_path / name)
+
+    def refuse(path: str | Path, *args: object, **options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))  # modes do not stop root
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("torch.load", refuse)
+    monkeypatch.setattr("networks.checkpoints.load_file", refuse)
+    with pytest.raises(WeightsError, match=rf"{name}: cannot be read \(Permission denied\)\. Check its permissions"):
+        read_state_dict(tmp_path / name)
 
 
 def test_missing_file_folder_and_contents_without_tensors(tmp_path: Path) -> None:
