@@ -17,7 +17,7 @@ from systems.shapes_clip import STUFF_SETTINGS, WorldClipSettings, pretrain_clip
 from systems.shapes_selfmask import pretrain_selfmask
 from utils.cli import Parser, run_command
 from utils.errors import UserError
-from utils.files import RunLock
+from utils.files import RunLock, check_writable
 from utils.log import get_logger
 
 logger = get_logger("pretrain_world")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"they are in systems/shapes_clip.py and {CONFIG}"
             )
         output_dir = Path(options.output).resolve()
-        output_dir.mkdir(parents=True, exist_ok=True)
+        check_writable(output_dir, advice="Choose another --output.")
         torch.set_num_threads(options.num_threads)
         with RunLock(output_dir):
             workers = {"num_workers": options.num_workers}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from utils.cli import Parser, run_command
 from utils.errors import UserError
+from utils.files import check_writable
 
 DEMONSTRATIONS = ("zutis", "namedmask", "reco")
 
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if len(systems) > 1 or not set(systems) <= set(DEMONSTRATIONS):
             raise UserError(f"there are demonstrations of: {', '.join(DEMONSTRATIONS)}; received {' '.join(systems)}")
         output_dir = Path(options.output).resolve()
+        check_writable(output_dir, advice="Choose another --output.")
         os.environ["UNMASKED_DEMO"] = str(output_dir)  # ${paths.demo} of the configs
         name = systems[0] if systems else DEMONSTRATIONS[0]
         importlib.import_module(f"scripts.demonstrations.{name}").run(output_dir, overrides)

@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from scripts import pretrain_world
 from scripts.demonstrations import common, reco
 from scripts.demonstrations.__main__ import main
 
@@ -101,6 +102,13 @@ def test_reco_and_reco_plus_with_and_without_the_crf(
     told = capfd.readouterr().err
     assert "measured on 6 validation pictures" in told
     assert "labels ReCo+ learnt from" in told
+
+
+@pytest.mark.parametrize("command", [main, pretrain_world.main])
+def test_an_output_that_cannot_be_written_is_refused(command, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    (tmp_path / "out").touch()
+    assert command(["--output", str(tmp_path / "out")]) == 2
+    assert "out: cannot be written (a file is in the way). Choose another --output." in capfd.readouterr().err
 
 
 def test_another_demonstration_is_refused(capfd: pytest.CaptureFixture) -> None:
