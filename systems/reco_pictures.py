@@ -16,8 +16,8 @@ from systems import reco_places
 from systems.deeplab import StoredDeepLab, read_deeplab
 from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_stream
 from systems.reco_references import RecoNetworks, reference_settings
-from systems.reco_weights import reference_file
-from systems.run_weights import check_names_to_find, folder_of
+from systems.reco_weights import reference_file, references_in
+from systems.run_weights import check_names_to_find, folder_of, has_weights
 from utils.config import load_settings, settings_from_dict
 from utils.device import select_device
 from utils.drawing import palette
@@ -83,7 +83,8 @@ def own_settings(weights: Path, overrides: Sequence[str]) -> RecoSettings:
     """
     config = folder_of(weights).config_path
     if config.is_file():
-        return load_settings(config, overrides)
+        settings = load_settings(config, overrides)
+        return _as_far_as_it_came(settings, weights) if weights.is_dir() else settings
     values: dict[str, object] = {"system": "reco"}
     told = any(word.split("=")[0] in ("dataset_name", "categories") for word in overrides)
     if holds_references(weights):
@@ -94,6 +95,18 @@ def own_settings(weights: Path, overrides: Sequence[str]) -> RecoSettings:
         if not told:
             values["dataset_name"] = _benchmark_of(read_deeplab(weights))
     return settings_from_dict(values, source=str(weights), overrides=overrides)
+
+
+def _as_far_as_it_came(settings: RecoSettings, folder: Path) -> RecoSettings:
+    """The settings of a run; those of its ReCo for a run of ReCo+ that has references but no weights yet."""
+    if not settings.trains or has_weights(folder) or references_in(folder) is None:
+        return settings
+    logger.warning(
+        "%s: this run of ReCo+ has no weights yet; its references segment the pictures, as ReCo itself does "
+        "(train.py with the same config goes on with it)",
+        folder,
+    )
+    return settings.model_copy(update={"method": "reco"})
 
 
 def _benchmark_of(stored: StoredDeepLab) -> str:

@@ -21,8 +21,9 @@ from systems.reco_labels import RECORD
 from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks
 from systems.reco_stages import label_split, open_split, open_training_pictures
+from systems.reco_weights import keep_references
 from training.run_folder import RunFolder
-from utils.distributed import is_main
+from utils.distributed import all_gather_objects, is_main
 from utils.files import read_json
 from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
@@ -57,8 +58,10 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
     """The stages, in a run folder that is held."""
     benchmark = open_split(settings, settings.split, with_labels=True) if settings.evaluates_in_training else None
     pictures = open_training_pictures(settings)
+    if not run.config_path.is_file():
+        run.write_config(yaml_values(settings))  # what makes it a run folder, hours before there are weights
     if settings.pseudo_label_dir is None:
-        made = make_labels(settings, pictures, fabric)
+        made = make_labels(settings, pictures, run, fabric)
         if made is None:
             logger.info("stopped after %s, as asked", settings.stop_after)
             return
@@ -81,19 +84,28 @@ def reco_of(settings: RecoSettings) -> RecoSettings:
     return settings.model_copy(update={"method": "reco", "split": "train", "max_images": None})
 
 
-def make_labels(settings: RecoSettings, pictures: Benchmark, fabric: Fabric) -> tuple[Path, list[Path]] | None:
-    """Let ReCo label the pictures, as far as `stop_after` goes.
+def make_labels(
+    settings: RecoSettings, pictures: Benchmark, run: RunFolder, fabric: Fabric
+) -> tuple[Path, list[Path]] | None:
+    """Let ReCo label the pictures, as far as `stop_after` goes; the run folder gets the references that it uses.
 
     Returns:
         Folder of the label PNGs, and the pictures that have none because they cannot be read; None if it stops before.
     """
     from systems.reco import prepare_references
 
+    def keep() -> None:
+        if all_gather_objects(run.checkpoint_path.is_file())[0]:
+            return  # these settings may not be those of its training, which is seen when that goes on
+        run.write_config(yaml_values(settings))
+        keep_references(reco, run)
+
     reco, networks = reco_of(settings), RecoNetworks(settings, fabric.device)
     if not settings.goes_on_after("references"):
-        prepare_references(reco, networks)
+        if prepare_references(reco, networks) is not None:
+            keep()
         return None
-    folder = label_split(reco, pictures, networks)
+    folder = label_split(reco, pictures, networks, accepted=keep)
     return folder.path / reco_places.training_labels(settings), folder.refused()
 
 

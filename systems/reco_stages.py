@@ -6,7 +6,7 @@ Shared by ReCo (`reco.py`) and ReCo+ (`reco_plus.py`). Earlier stages: `reco_ref
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,13 +89,16 @@ def describe_method(settings: RecoSettings) -> dict[str, Any]:
     }
 
 
-def label_split(settings: RecoSettings, pictures: Benchmark, networks: RecoNetworks) -> LabelFolder:
+def label_split(
+    settings: RecoSettings, pictures: Benchmark, networks: RecoNetworks, accepted: Callable[[], None] | None = None
+) -> LabelFolder:
     """Label PNGs of a split: made where they are missing, and refused where they were made otherwise.
 
     Args:
         settings: of ReCo; its folder is `reco_places.run_path(settings)`.
         pictures: to be labelled.
         networks: of the run; only the image encoder is loaded when all PNGs exist.
+        accepted: called on all ranks once references and earlier labels are known to fit, before any is made.
 
     Raises:
         UserError: whatever is wrong with files, pictures or settings.
@@ -105,6 +108,8 @@ def label_split(settings: RecoSettings, pictures: Benchmark, networks: RecoNetwo
     with RunFolder(path).locked():
         references = find_references(settings, names, networks)
         folder.check_record(label_facts(settings, references, pictures, folder.kinds))
+        if accepted is not None:
+            accepted()
         if folder.is_finished(settings.max_images):
             return folder
         segmenter, refiner = make_segmenter(settings, networks, references)

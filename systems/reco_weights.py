@@ -34,6 +34,12 @@ def keep_references(settings: RecoSettings, run: RunFolder) -> None:
     on_main(copy)
 
 
+def references_in(folder: Path) -> Path | None:
+    """The file of reference embeddings of a run folder; None if it has none."""
+    files = [folder / f"{stem}{ending}" for stem in (GIVEN_STEM, STEM) for ending in ENDINGS]
+    return next((path for path in files if path.is_file()), None)
+
+
 def reference_file(weights: Path, *, trains: bool) -> Path | None:
     """The file of reference embeddings that weights are or hold; None if they are those of ReCo+.
 
@@ -45,10 +51,9 @@ def reference_file(weights: Path, *, trains: bool) -> Path | None:
         WeightsError: they are those of the other method.
     """
     if weights.is_dir():
-        files = [weights / f"{stem}{ending}" for stem in (GIVEN_STEM, STEM) for ending in ENDINGS]
-        found = next((path for path in files if path.is_file()), None)
         if trains:
             return None
+        found = references_in(weights)
         if found is None:
             raise WeightsError(
                 f"{weights}: no reference embeddings in this folder (expected {STEM}.safetensors). Give the folder of "

@@ -24,14 +24,23 @@ def weight_file(weights: Path) -> Path:
     """
     if not weights.is_dir():
         return weights
-    run = RunFolder(weights)
-    for path in (run.best_path, run.final_model_path, run.checkpoint_path):
-        if path.is_file():
-            return path
+    if files := _weights_in(weights):
+        return files[0]
     raise WeightsError(
-        f"{run.path}: no weights in this folder (expected best.pt, final_model.pt or checkpoint.pt). "
+        f"{weights}: no weights in this folder (expected best.pt, final_model.pt or checkpoint.pt). "
         "Give the folder of a training run that has reached a checkpoint, or a weight file."
     )
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a run folder has weights, those of a checkpoint at least."""
+    return bool(_weights_in(folder))
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """Files with weights, the best first."""
+    run = RunFolder(folder)
+    return [path for path in (run.best_path, run.final_model_path, run.checkpoint_path) if path.is_file()]
 
 
 def stored_state(run: RunFolder) -> dict[str, Any]:

@@ -182,6 +182,55 @@ def test_evaluation_of_a_bare_file_and_of_a_run_agree(world: World, trained: Pat
     assert read_json(results)["protocol"]["prompts"] == "none: the classes are the network's own"
 
 
+# ---- a run that did not come to training ----------------------------------------------------------------------------
+
+
+def _label_killed(world: World, output_dir: Path, references: str) -> None:
+    """Label, and die of SIGKILL at the first picture."""
+    from pseudo_labels import label_maps
+
+    label_maps.LabelWriter.write = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+    reco.train(tiny_settings(world, output_dir, PLUS, references))
+
+
+def test_a_run_killed_while_labelling_segments_by_its_references(
+    world: World, references: str, tmp_path: Path, log_text
+) -> None:
+    assert run_process(_label_killed, world, tmp_path, references) == -signal.SIGKILL
+    (run,) = tmp_path.glob("cityscapes/val/reco_plus/*")
+    assert find_system(run) == "reco"
+    (picture, *_) = (world.cityscapes_stuff_dir / "leftImg8bit" / "val").rglob("*.png")
+    reco.segment_pictures(run, [picture], categories=["sky", "road"], output_dir=tmp_path / "out")
+    assert "has no weights yet; its references segment the pictures" in log_text.text
+    assert (tmp_path / "out" / "labels" / f"{picture.stem}.png").is_file()
+    evaluation = tiny_settings(world, tmp_path, PLUS, task="evaluate")
+    with pytest.raises(WeightsError, match="no weights in this folder"):
+        reco.evaluate(evaluation, run)
+
+
+def test_a_run_that_stops_at_references_segments_by_them(world: World, references: str, tmp_path: Path) -> None:
+    run = reco.train(tiny_settings(world, tmp_path, PLUS, references, "stop_after=references"))
+    assert (run.path / "given_references.safetensors").is_file()
+    assert find_system(run.path) == "reco"
+
+
+def test_a_refused_run_leaves_the_settings_of_a_good_one(
+    world: World, references: str, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.parents[3], tmp_path / "runs")
+    run = tmp_path / "runs" / trained.relative_to(trained.parents[3])
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(DataError, match=r"temperature: made with 10\.0, now 7\.0"):  # of the label PNGs
+        reco.train(tiny_settings(world, tmp_path / "runs", PLUS, references, "temperature=7.0"))
+    with pytest.raises(ConfigError, match="scale_range"):  # of the checkpoint
+        reco.train(tiny_settings(world, tmp_path / "runs", PLUS, references, "scale_range=[1.0, 2.0]"))
+    assert (run / "config.yaml").read_bytes() == before
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(DataError, match="temperature"):
+        reco.train(tiny_settings(world, tmp_path / "runs", PLUS, references, "temperature=7.0"))
+    assert (run / "config.yaml").read_bytes() == before
+
+
 # ---- what goes wrong ------------------------------------------------------------------------------------------------
 
 
