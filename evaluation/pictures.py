@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -123,20 +124,38 @@ def _read(
         yield picture
 
 
+def paths_below(pictures: Sequence[Path]) -> dict[Path, Path]:
+    """Where every picture lies below the deepest folder that holds them all (links followed)."""
+    resolved = {path: path.resolve() for path in pictures}
+    root = next(iter(resolved.values())).parent
+    for path in resolved.values():
+        while root not in path.parents:
+            root = root.parent
+    return {path: target.relative_to(root) for path, target in resolved.items()}
+
+
 def output_names(pictures: Sequence[Path]) -> dict[Path, str]:
     """A distinct output name without extension for every picture: its path below the folder that holds them all.
 
-    Two pictures that differ by extension alone keep it in the name (`a.jpg` and `a.png` give `a_jpg` and `a_png`).
+    Two pictures that differ by extension alone keep it in the name (`a.jpg` and `a.png` give `a_jpg` and `a_png`). A
+    number follows where even that is the name of another picture, or one file is given by two paths.
     """
-    parents = [path.resolve().parent for path in pictures]
-    root = parents[0]
-    while any(root != parent and root not in parent.parents for parent in parents):
-        root = root.parent
-    stems = {path: path.resolve().relative_to(root).with_suffix("").as_posix() for path in pictures}
-    taken: dict[str, int] = {}
-    for stem in stems.values():
-        taken[stem] = taken.get(stem, 0) + 1
-    return {path: stem if taken[stem] == 1 else f"{stem}_{path.suffix[1:]}" for path, stem in stems.items()}
+    below = paths_below(pictures)
+    stems = {path: place.with_suffix("").as_posix() for path, place in below.items()}
+    folders = {folder.as_posix() for place in below.values() for folder in place.parents}
+    shared = Counter(stems.values())
+
+    def is_free(name: str) -> bool:  # `a.png` cannot be a label map and a folder at once
+        return not {f"{name}.png", f"{name}.jpg"} & folders
+
+    names = {path: stem for path, stem in stems.items() if shared[stem] == 1 and is_free(stem)}
+    taken = set(names.values())
+    for path in (path for path in pictures if path not in names):
+        base = f"{stems[path]}_{path.suffix[1:]}"
+        candidates = chain([base], (f"{base}_{number}" for number in count(2)))
+        names[path] = next(name for name in candidates if name not in taken and is_free(name))
+        taken.add(names[path])
+    return {path: names[path] for path in pictures}
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation.pictures import PictureResult, Segmentation, segment_pictures
+from evaluation.pictures import PictureResult, Segmentation, output_names, segment_pictures
 from evaluation.regions import region_results
 from utils.errors import DataError
 from utils.files import read_json
@@ -105,6 +107,56 @@ def test_pictures_are_kept_until_their_segmentation_comes(tmp_path: Path, ahead:
     run(folder, tmp_path / "out", lambda pictures: segment_ahead(notice(pictures), ahead=ahead))
     assert len(seen) == 12
     assert ahead + 1 <= most <= ahead + 2  # and the one whose files have just been written
+
+
+# ---- names of the results -------------------------------------------------------------------------------------------
+
+FILES = st.sampled_from(
+    ["a.jpg", "a.png", "a.JPG", "a_jpg.bmp", "a_jpg.png", "a_jpg_2.gif", "a_png.jpg", "a", "a_", "a_.png", "b.c.jpg"]
+)
+FOLDERS = st.sampled_from(["", "a/", "a.png/", "a.jpg/", "a_jpg.png/", "a/a.jpg/", "b/"])
+
+
+@settings(deadline=None)
+@given(st.lists(st.builds(str.__add__, FOLDERS, FILES), min_size=1, max_size=12, unique=True))
+def test_every_picture_has_an_output_name_of_its_own(files: list[str]) -> None:
+    paths = [Path("/pictures") / file for file in files]
+    names = output_names(paths)
+    assert set(names) == set(paths)
+    written = {PurePosixPath(f"{name}{ending}") for name in names.values() for ending in (".png", ".jpg")}
+    assert len(written) == 2 * len(paths)
+    assert not written & {folder for path in written for folder in path.parents}  # no file where a folder has to be
+
+
+def test_names_are_plain_where_nothing_collides() -> None:
+    def named(*files: str) -> list[str]:
+        return list(output_names([Path("/pictures") / file for file in files]).values())
+
+    assert named("a.jpg") == ["a"]
+    assert named("a.jpg", "b/a.jpg", "b/c.d.png") == ["a", "b/a", "b/c.d"]
+    assert named("b/a.jpg", "b/c/a.png") == ["a", "c/a"]
+    assert named("a.jpg", "a.png", "b.png") == ["a_jpg", "a_png", "b"]
+    assert named("a.jpg", "a.png", "a_jpg.bmp") == ["a_jpg_2", "a_png", "a_jpg"]
+
+
+def test_one_file_by_two_paths_has_two_names(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "a.jpg")
+    names = output_names([tmp_path / "a.jpg", tmp_path / "link.jpg"])
+    assert sorted(names.values()) == ["a_jpg", "a_jpg_2"]
+
+
+def test_pictures_of_colliding_names_all_have_results(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.jpg", "a.png", "a_jpg.bmp"):
+        Image.new("RGB", (5, 4)).save(folder / name)
+    _, files = run(folder, tmp_path / "out", partial(map, segment_one))
+    assert sorted(name for name in files if name.startswith("labels/")) == [
+        "labels/a_jpg.png",
+        "labels/a_jpg_2.png",
+        "labels/a_png.png",
+    ]
 
 
 def test_nothing_but_broken_pictures_is_an_error(tmp_path: Path) -> None:
