@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -70,7 +71,7 @@ def write_report(path: Path, *, title: str, subtitle: str, sections: Sequence[Se
         for figure in section.figures:
             with atomic_write(folder / f"{figure.name}.png") as file:
                 Image.fromarray(figure.image).save(file, format="PNG")
-            sources.append({"source": f"{folder.name}/{figure.name}.png", "caption": figure.caption})
+            sources.append({"source": quote(f"{folder.name}/{figure.name}.png"), "caption": figure.caption})
         page_sections.append(
             {
                 "title": section.title,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pseudo_labels.store import SELFMASK, pseudo_mask_path, read_mask
-from utils.naming import category_file_name
+from utils.naming import category_file_name, category_file_names
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,12 @@ class ExpertMaskStore:
     Attributes:
         masks: the published places, with `experts/<benchmark>` as their maker.
         shared: pictures that were retrieved for more than one category.
+        file_names: of the categories, distinct.
     """
 
     masks: MaskStore
     shared: frozenset[Path] = field(default_factory=frozenset)
+    file_names: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_archive(
@@ -71,7 +73,8 @@ class ExpertMaskStore:
         """The store of an image archive (category -> pictures); masks lie below `mask_dir`, or where published."""
         counts = Counter(path for paths in archive.values() for path in set(paths))
         shared = frozenset(path for path, count in counts.items() if count > 1)
-        return cls(MaskStore(tuple(index_dirs), mask_dir, f"experts/{benchmark}"), shared)
+        masks = MaskStore(tuple(index_dirs), mask_dir, f"experts/{benchmark}")
+        return cls(masks, shared, category_file_names(archive))
 
     def path(self, image_path: Path, category: str) -> Path:
         """File of a picture's mask for a category: the one that exists, else the one to be written."""
@@ -85,7 +88,8 @@ class ExpertMaskStore:
         """File of a picture's mask that belongs to this category alone."""
         if image_path not in self.shared:
             return self.masks.path(image_path)
-        below, root = f"by_category/{category_file_name(category)}", self.masks.pseudo_mask_dir
+        name = self.file_names.get(category) or category_file_name(category)
+        below, root = f"by_category/{name}", self.masks.pseudo_mask_dir
         masks = replace(
             self.masks, maker=f"{self.masks.maker}/{below}", pseudo_mask_dir=None if root is None else root / below
         )

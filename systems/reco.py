@@ -86,9 +86,8 @@ def _run_stages(settings: RecoSettings, names: Sequence[str], networks: RecoNetw
     if is_main():
         from systems.reco_report import write_reco_report
 
-        seed_dir = reco_places.seed_pictures(settings)
         title = f"ReCo: {settings.dataset_name or 'your own categories'}"
-        write_reco_report(run, seed_dir, title=title, subtitle=f"{len(names)} categories, {settings.encoder_arch}")
+        write_reco_report(run, settings, title=title, subtitle=f"{len(names)} categories, {settings.encoder_arch}")
     logger.info("ReCo is ready: python inference.py --weights %s --images PICTURES", run.path)
 
 

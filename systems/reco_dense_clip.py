@@ -53,7 +53,9 @@ def score_benchmark(settings: RecoSettings, run: RunFolder) -> EvaluationResult:
             from systems.reco_report import write_reco_report
 
             title = f"Dense CLIP: {settings.dataset_name}"
-            write_reco_report(run, None, title=title, subtitle=f"{len(names)} categories, {settings.dense_clip_arch}")
+            write_reco_report(
+                run, settings, title=title, subtitle=f"{len(names)} categories, {settings.dense_clip_arch}"
+            )
     return result
 
 

@@ -75,8 +75,7 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
     if is_main():
         from systems.reco_report import write_reco_report
 
-        seed_dir = reco_places.seed_pictures(settings)
-        write_reco_report(run, seed_dir, **report_heading(settings, names))
+        write_reco_report(run, settings, **report_heading(settings, names))
 
 
 def reco_of(settings: RecoSettings) -> RecoSettings:

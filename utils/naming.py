@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 CATEGORY_SUFFIX = "_category"  # of the benchmarks that score one category of another benchmark
@@ -61,8 +63,42 @@ def experiment_name(
 
 
 def category_file_name(category: str) -> str:
-    """A category in the form that file names use: `tv/monitor` -> `tv_monitor`."""
-    return re.sub(r"[ /]", "_", category)
+    """A category in the form that file names use: `tv/monitor` -> `tv_monitor`.
+
+    As in the releases; characters that other file systems refuse, and dots at the end, become `_` as well.
+    """
+    return re.sub(r'[ /\\:*?"<>|\x00-\x1f]|\.(?=\.*$)', "_", category)
+
+
+def category_file_name_with_digest(category: str) -> str:
+    """The form for a category whose file name another one has: `wall/brick` -> `wall_brick_<8 hexadecimal digits>`."""
+    return f"{category_file_name(category)}_{hashlib.sha256(category.encode()).hexdigest()[:8]}"
+
+
+def category_file_names(categories: Iterable[str]) -> dict[str, str]:
+    """A file name of its own for each of several categories, also where files are told apart regardless of case.
+
+    Args:
+        categories: all that share a folder, in any order.
+
+    Returns:
+        category -> `category_file_name`. Where several have the same, the one that is most like it keeps it
+        (`wall_brick` before `wall brick` before `wall/brick`) and the others get a digest of their name behind it.
+    """
+    names = {category: category_file_name(category) for category in dict.fromkeys(categories)}
+    count = Counter(name.casefold() for name in names.values())
+
+    def unlikeness(category: str) -> tuple[bool, bool, str]:
+        name = names[category]
+        return category != name, category.replace(" ", "_") != name, category
+
+    keeps: set[str] = set()
+    for category in sorted((one for one, name in names.items() if count[name.casefold()] > 1), key=unlikeness):
+        plain = names[category]
+        if plain.casefold() in keeps:
+            names[category] = category_file_name_with_digest(category)
+        keeps.add(plain.casefold())
+    return names
 
 
 def namedmask_experiment_name(

@@ -19,7 +19,7 @@ from evaluation.report_sections import curves_section, predictions_section, scor
 from scripts.demonstrations.common import CONFIGS, IMAGE_SIZE, Stopwatch, short_scores
 from systems import reco, reco_dense_clip, reco_places
 from systems.evaluation_pictures import last_panels
-from systems.reco_report import seed_section
+from systems.reco_report import drawings_section
 from systems.reco_stages import open_split
 from training.metric_log import read_metrics
 from training.run_folder import RunFolder
@@ -114,7 +114,7 @@ def write_page(
             class_iou[f"{method}, CRF"] = result["class_iou_crf"]
     panels = [last_panels(run) for run in runs]
     predictions = predictions_section(list(chain.from_iterable(zip(*panels, strict=True))))
-    seeds = seed_section(reco_places.seed_pictures(settings))
+    seeds = drawings_section(settings)
     sections = [
         scores_section(results["methods"], baseline.protocol, class_iou),
         crf_section(results),

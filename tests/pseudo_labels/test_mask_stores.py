@@ -80,3 +80,11 @@ def test_stores_reach_loader_processes(tmp_path: Path) -> None:
     store = store_of(tmp_path, tmp_path / "mine", ["a.jpg"])
     assert pickle.loads(pickle.dumps(store)) == store
     assert MaskStore((tmp_path,)).path(tmp_path / "a.jpg", "cat") == MaskStore((tmp_path,)).path(tmp_path / "a.jpg")
+
+
+def test_categories_whose_file_names_are_alike_keep_masks_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine" / "a.jpg"
+    archive = {"wall brick": [path], "wall/brick": [path]}
+    store = ExpertMaskStore.of_archive(archive, [tmp_path / "mine"], None, benchmark="custom")
+    assert store.own_path(path, "wall brick").parent.name == "wall_brick"
+    assert store.own_path(path, "wall/brick") != store.own_path(path, "wall brick")

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from utils.naming import architecture_name, category_file_name, experiment_name, namedmask_experiment_name
+import re
+
+from datasets.metadata import category_table, table_names
+from utils.naming import (
+    architecture_name,
+    category_file_name,
+    category_file_names,
+    experiment_name,
+    namedmask_experiment_name,
+)
 
 COMMON = {"num_images": 500, "scale_range": (0.1, 1.0), "random_duplicate": True}
 
@@ -36,6 +45,35 @@ def test_architecture_name() -> None:
 def test_categories_in_file_names() -> None:
     assert category_file_name("tv/monitor") == "tv_monitor"
     assert category_file_name("dining table") == "dining_table"
+
+
+def test_characters_that_other_file_systems_refuse() -> None:
+    assert category_file_name('a:b*?"<>|\\c\n') == "a_b_______c_"
+    assert category_file_name("..") == "__"
+    assert category_file_name("St. Bernard e.V.") == "St._Bernard_e.V_"
+
+
+def test_the_releases_names_of_all_benchmarks_stay() -> None:
+    for table in table_names():
+        names = category_table(table).names
+        assert category_file_names(names) == {name: re.sub("[ /]", "_", name) for name in names}
+
+
+def test_file_names_are_distinct() -> None:
+    names = ["wall/brick", "wall brick", "Sky", "sky", "traffic light"]
+    found = category_file_names(names)
+    assert list(found) == names
+    assert len({name.casefold() for name in found.values()}) == len(names)
+    assert found["wall brick"] == "wall_brick"
+    assert found["traffic light"] == "traffic_light"
+    assert re.fullmatch("wall_brick_[0-9a-f]{8}", found["wall/brick"])
+    assert category_file_names(reversed(names)) == found
+
+
+def test_the_name_most_like_its_file_name_keeps_it() -> None:
+    found = category_file_names(["wall brick", "wall_brick"])
+    assert found["wall_brick"] == "wall_brick"
+    assert found["wall brick"].startswith("wall_brick_")
 
 
 def test_published_namedmask_folders() -> None:
