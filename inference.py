@@ -28,7 +28,9 @@ def make_parser() -> Parser:
     parser.add_argument("--weights", required=True, metavar="RUN_OR_FILE", help="run folder or weight file")
     parser.add_argument("--images", nargs="+", metavar="PATH", help="folders, files or patterns of pictures")
     parser.add_argument("--categories", metavar="a,b,c", help="names to find; default: those of the run")
-    parser.add_argument("--output", metavar="DIR", help="folder for masks, overlays and COCO JSON (with --images)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for masks, overlays, their legend and COCO JSON (with --images)"
+    )
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Writing what a segmenter sees in users' own pictures: label maps, overlays, COCO results and a table.
+"""Writing what a segmenter sees in users' own pictures: label maps, overlays, a legend, COCO results, a table.
 
 The segmenter comes in as a function from pictures to one `Segmentation` each, so every system shares this file. It may
 take a few pictures ahead and work on them at the same time.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.drawing import outline, overlay
+from utils.drawing import legend, outline, overlay
 from utils.errors import DataError, UnreadableImageError
 from utils.files import atomic_write, write_json
 from utils.images import list_pictures, read_picture
@@ -67,8 +67,9 @@ def segment_pictures(
     """Segment every picture below `paths` and write the results.
 
     For a picture `a/b.jpg` found below a folder argument: `labels/a/b.png` (palette PNG, or 16-bit grey beyond 256
-    categories), `overlays/a/b.jpg`; and for all of them `instances.json` (COCO results: records under `annotations`
-    with `images` and `categories` beside them, `image_id` counts from 1 in reading order) and `pictures.csv`.
+    categories), `overlays/a/b.jpg`; and for all of them `legend.png` (the overlays' colours with number and name of
+    each category), `instances.json` (COCO results: records under `annotations` with `images` and `categories` beside
+    them, `image_id` counts from 1 in reading order) and `pictures.csv`.
 
     Args:
         paths: picture files, folders (searched at any depth) or globs.
@@ -100,6 +101,7 @@ def segment_pictures(
     refused = [result for result in results if result.refusal]
     if len(refused) == len(results):
         raise DataError(f"none of the {len(results)} pictures can be read; the first: {refused[0].refusal}")
+    _write_legend(output_dir / "legend.png", category_names, palette)
     categories = [{"id": i, "name": name} for i, name in enumerate(category_names) if i]
     write_json(output_dir / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
     _write_table(output_dir / "pictures.csv", results)
@@ -184,6 +186,12 @@ def _write_overlay(path: Path, picture: np.ndarray, found: Segmentation, palette
         drawn = outline(drawn, mask, tuple(int(c) for c in palette[record["category_id"]]))
     with atomic_write(path) as file:
         Image.fromarray(drawn).save(file, format="JPEG", quality=90)
+
+
+def _write_legend(path: Path, category_names: Sequence[str], palette: np.ndarray) -> None:
+    """Write what the colours of the overlays mean; background is not coloured."""
+    with atomic_write(path) as file:
+        Image.fromarray(legend(category_names[1:], palette[1:], first=1)).save(file, format="PNG")
 
 
 def _summarise(path: Path, found: Segmentation, category_names: Sequence[str]) -> PictureResult:

@@ -1,14 +1,16 @@
-"""Colours and pictures of masks: palettes, label colouring, overlays, outlines, panels. uint8 RGB in and out."""
+"""Colours and pictures of masks: palettes, painted labels, overlays, outlines, panels, legends. uint8 RGB throughout."""
 
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 GOLDEN_RATIO = 0.618033988749895  # successive multiples are spread evenly over the hue circle
+LEGEND_FONT_SIZE = 16
 
 
 def palette(num_colours: int) -> np.ndarray:
@@ -76,3 +78,35 @@ def panel(images: Sequence[np.ndarray], *, height: int | None = None, gap: int =
         )
         columns += [resized, np.full((height, gap, 3), 255, np.uint8)]
     return np.concatenate(columns[:-1], axis=1)
+
+
+def legend(names: Sequence[str], colours: np.ndarray, *, first: int = 0) -> np.ndarray:
+    """Draw which colour stands for which category: a square, the number and the name of each, in columns on white.
+
+    Args:
+        names: of the categories, in the order of their numbers.
+        colours: uint8 colour of each, (C, 3).
+        first: number of the first category.
+
+    Returns:
+        uint8 RGB, wider than high where there is more than a column of them.
+    """
+    from matplotlib import get_data_path  # its font knows more letters than Pillow's own
+
+    font = ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", LEGEND_FONT_SIZE)
+    texts = [f"{number}  {' '.join(name.split())}" for number, name in enumerate(names, start=first)]
+    row, square, gap = round(1.7 * LEGEND_FONT_SIZE), round(1.2 * LEGEND_FONT_SIZE), LEGEND_FONT_SIZE // 2
+    column = square + 3 * gap + round(max((font.getlength(text) for text in texts), default=0))
+    # The shape of a screen: as many rows as make height : width = 2 : 3, but one column of up to twenty names.
+    num_rows = max(20, math.ceil(math.sqrt(len(texts) * column / row / 1.5)))
+    num_rows = max(1, min(num_rows, len(texts)))
+    num_columns = max(1, math.ceil(len(texts) / num_rows))
+    image = Image.new("RGB", (num_columns * column + gap, num_rows * row + 2 * gap), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    for place, (text, colour) in enumerate(zip(texts, colours, strict=True)):
+        left, top = gap + place // num_rows * column, gap + place % num_rows * row
+        middle = top + row // 2
+        corners = (left, middle - square // 2, left + square, middle + square // 2)
+        draw.rectangle(corners, fill=tuple(int(value) for value in colour), outline=(96, 96, 96))
+        draw.text((left + square + gap, middle), text, fill=(0, 0, 0), font=font, anchor="lm")
+    return np.asarray(image)

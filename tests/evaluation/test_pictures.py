@@ -64,7 +64,7 @@ def test_pictures_taken_ahead_change_nothing(folder: Path, tmp_path: Path, ahead
     assert run(folder, tmp_path / "ahead", partial(segment_ahead, ahead=ahead)) == (results, files)
     assert [result.path.name for result in results] == [f"{number}.png" for number in range(9)]
     assert [number for number, result in enumerate(results) if result.refusal] == [0, 3, 4, 8]
-    assert set(files) >= {"labels/7.png", "overlays/7.jpg", "instances.json", "pictures.csv"}
+    assert set(files) >= {"labels/7.png", "overlays/7.jpg", "legend.png", "instances.json", "pictures.csv"}
     document = read_json(tmp_path / "ahead" / "instances.json")
     assert [(image["id"], image["height"]) for image in document["images"]] == [(i + 1, 6 + i) for i in (1, 2, 5, 6, 7)]
     assert [record["id"] for record in document["annotations"]] == list(range(1, len(document["annotations"]) + 1))
