@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from networks.checkpoints import read_state_dict
-from utils.download import fetch
+from utils.download import fetch, is_here
 from utils.errors import ConfigError, WeightsError
 
 KINDS = "dino, torchvision, timm:<name>, or a file"
@@ -50,6 +50,13 @@ def read_backbone_weights(weights: str | Path | None, backbone: str) -> dict[str
     if not Path(weights).exists() and "/" not in weights and "." not in weights:
         raise ConfigError(f"backbone weights: expected {KINDS}, received {weights!r}")
     return read_state_dict(weights)
+
+
+def needs_download(weights: str | Path | None) -> bool:
+    """Whether `read_backbone_weights` would ask the network: torchvision and timm keep their downloads themselves."""
+    if weights is None or Path(weights).is_file():
+        return False
+    return not is_here(_DINO_FILE) if weights == "dino" else str(weights).partition(":")[0] in ("torchvision", "timm")
 
 
 def _from_torchvision(backbone: str) -> dict[str, Tensor]:

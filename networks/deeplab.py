@@ -230,6 +230,24 @@ def build_deeplab(
     network = DeepLabV3Plus(backbone, num_classes)
     network.initialise()
     if backbone_state is not None:
-        entries = mobilenet_entries if backbone == "mobilenet" else resnet_entries
-        load_strict(network.backbone, entries(backbone_state, source=source), source=source)
+        load_strict(network.backbone, _backbone_entries(backbone, backbone_state, source), source=source)
     return network.train()
+
+
+def check_backbone_state(
+    backbone: str, backbone_state: Mapping[str, Tensor], *, source: str = "the backbone's weights"
+) -> None:
+    """Refuse weights that ``build_deeplab`` would refuse; nothing is computed and no random number is drawn.
+
+    Raises:
+        WeightsError: if the backbone's weights do not fit.
+    """
+    with torch.device("meta"):
+        network = DeepLabV3Plus(backbone, 2)
+    entries = _backbone_entries(backbone, backbone_state, source)
+    load_strict(network.backbone, entries, source=source, assign=True)
+
+
+def _backbone_entries(backbone: str, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Weights in any dialect under our names."""
+    return (mobilenet_entries if backbone == "mobilenet" else resnet_entries)(state, source=source)

@@ -18,7 +18,7 @@ from evaluation.evaluate import Prediction
 from evaluation.pictures import Segmentation
 from evaluation.regions import region_results
 from networks.checkpoints import read_state_dict
-from networks.deeplab import DeepLabV3Plus, build_deeplab, deeplab_from_state_dict
+from networks.deeplab import DeepLabV3Plus, build_deeplab, check_backbone_state, deeplab_from_state_dict
 from networks.deeplab_prediction import compute_logits, label_pixels, predict_labels
 from systems.run_weights import folder_of, stored_state, weight_file
 from utils.errors import ConfigError, WeightsError
@@ -86,6 +86,42 @@ def check_batch(batch_size: int, world_size: int, accumulate_steps: int) -> None
         )
 
 
+def check_backbone_weights(settings: DeepLabSettings, run: RunFolder, resume: str) -> None:
+    """Read what the backbone starts from, and download it, before hours go into other stages.
+
+    A run that goes on with a checkpoint does not need it.
+
+    Raises:
+        WeightsError: if it is missing, damaged, or not a backbone's weights.
+        ConfigError: if there are no such weights for this backbone.
+    """
+    from networks.backbone_weights import read_backbone_weights
+
+    if _resumes(run, resume):
+        return
+    state = read_backbone_weights(settings.backbone_weights, settings.backbone)
+    if state is not None:
+        check_backbone_state(settings.backbone, state, source=f"{settings.backbone_weights}")
+
+
+def preview_network(settings: DeepLabSettings, num_classes: int) -> DeepLabV3Plus:
+    """For `--dry-run`: the network as its training starts, but for weights that would have to be downloaded."""
+    from networks.backbone_weights import needs_download, read_backbone_weights
+
+    weights, initial = settings.backbone_weights, None
+    if needs_download(weights):
+        logger.info("backbone weights: %s are left for the real run, which downloads what is not here", weights)
+    else:
+        initial = read_backbone_weights(weights, settings.backbone)
+        logger.info("backbone weights: %s", "random values" if weights is None else weights)
+    return build_deeplab(settings.backbone, num_classes, initial, source=f"{weights}")
+
+
+def _resumes(run: RunFolder, resume: str) -> bool:
+    """Whether a training goes on with a checkpoint."""
+    return resume != "never" and (resume != "auto" or run.checkpoint_path.is_file())
+
+
 def train_deeplab(
     settings: DeepLabSettings,
     *,
@@ -130,8 +166,7 @@ def train_deeplab(
 
     # Here and not earlier: which stages had work to do must not change the initial weights.
     seed_everything(loop.seed)
-    resumes = resume != "never" and (resume != "auto" or run.checkpoint_path.is_file())
-    initial = None if resumes else read_backbone_weights(settings.backbone_weights, settings.backbone)
+    initial = None if _resumes(run, resume) else read_backbone_weights(settings.backbone_weights, settings.backbone)
     network = build_deeplab(settings.backbone, num_classes, initial, source=f"{settings.backbone_weights}")
     if settings.sync_batch_norm and fabric.world_size > 1 and fabric.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)

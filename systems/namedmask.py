@@ -25,8 +25,10 @@ from systems.deeplab import (
     OBJECT,
     SemanticSegmenter,
     StoredDeepLab,
+    check_backbone_weights,
     check_batch,
     check_stored_names,
+    preview_network,
     read_deeplab,
     segment_picture,
     segmenter_name,
@@ -94,6 +96,9 @@ def _train(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder, fa
     """The stages, in a run folder that is held."""
     if settings.goes_on_after("experts"):
         check_batch(settings.train_loader.batch_size, fabric.world_size, settings.accumulate_steps)
+        check_backbone_weights(settings, run, resume)
+    if settings.trains_experts and settings.backbone_weights is not None:
+        _check_backbone_of_experts(settings, run)
     scores = settings.evaluates_in_training and settings.goes_on_after("experts")
     benchmark = stages.open_benchmark(settings, names, with_instances=False) if scores else None
     archive = stages.build_archive(settings, names, run)
@@ -111,6 +116,16 @@ def _train(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder, fa
         from systems.run_report import write_training_report
 
         write_training_report(run, archive, mask_makers(settings, archive, masks), **report_heading(settings, names))
+
+
+def _check_backbone_of_experts(settings: NamedMaskSettings, run: RunFolder) -> None:
+    """What experts would start from, as far as it is here; that they have to be trained is seen later."""
+    from networks.backbone_weights import needs_download
+    from systems.experts import expert_settings
+
+    is_done = settings.stop_after != "experts" and run.checkpoint_path.is_file()
+    if not is_done and not needs_download(settings.backbone_weights):
+        check_backbone_weights(expert_settings(settings), run, "never")
 
 
 def build_expert_masks(
@@ -236,12 +251,13 @@ def report_heading(settings: NamedMaskSettings, names: Sequence[str]) -> dict[st
 
 def _describe(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder) -> None:
     """What `--dry-run` reports."""
-    from networks.deeplab import build_deeplab
-
     logger.info("run folder: %s", run.path)
     logger.info("%d categories with background: %s", len(names), ", ".join(names[:8]) + (", ..." if names[8:] else ""))
     if settings.evaluates_in_training and not settings.scores_single_categories:
         logger.info("benchmark: %s", stages.open_benchmark(settings, names, with_instances=False).protocol["benchmark"])
+    network = preview_network(settings, len(names)) if settings.goes_on_after("experts") else None
+    if settings.trains_experts and settings.backbone_weights is not None:
+        _check_backbone_of_experts(settings, run)
     archive = stages.preview_archive(settings, names, run)
     if archive is None:
         logger.info("retrieval, pseudo-masks and a batch are left for the real run: nothing is retrieved yet")
@@ -254,9 +270,9 @@ def _describe(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder)
     wanted = {masks.path(path, name) for name, paths in archive.items() for path in paths}
     num_missing = sum(not path.is_file() for path in wanted)
     logger.info("image archive: %d pseudo-masks, to make: %d", len(wanted), num_missing)
-    if num_missing == 0:
+    if num_missing == 0 and network is not None:
         samples = stages.training_samples(settings, names, archive, masks)
-        stages.describe_samples(settings, build_deeplab(settings.backbone, len(names)), samples)
+        stages.describe_samples(settings, network, samples)
 
 
 # ---- evaluation -----------------------------------------------------------------------------------------------------

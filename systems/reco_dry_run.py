@@ -89,9 +89,10 @@ def _describe_references(settings: RecoSettings, networks: RecoNetworks) -> None
 
 def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:
     """ReCo+: pair pictures and label PNGs, build the segmenter, and read a batch, as far as there are label PNGs."""
-    from networks.deeplab import build_deeplab
     from systems import reco_plus, stages
+    from systems.deeplab import preview_network
 
+    network = preview_network(settings, len(names)) if settings.goes_on_after("prediction") else None
     pictures, label_dir = open_training_pictures(settings), settings.pseudo_label_dir
     logger.info("pictures to learn from: %d", len(pictures))
     left_out: list[Path] = []
@@ -103,4 +104,5 @@ def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:
             logger.info("label PNGs and a batch are left for the real run: not all pictures are labelled yet")
             return
     samples = reco_plus.training_set(settings, pictures, label_dir, left_out)
-    stages.describe_samples(settings, build_deeplab(settings.backbone, len(names)), samples)
+    if network is not None:
+        stages.describe_samples(settings, network, samples)

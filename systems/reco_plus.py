@@ -16,7 +16,14 @@ from datasets.base import Benchmark
 from evaluation.evaluate import EvaluationResult
 from systems import reco_places, scoring, stages
 from systems.deeplab import DECISIVE as DEEPLAB_DECISIVE
-from systems.deeplab import check_batch, check_stored_names, read_deeplab, segmenter_name, train_deeplab
+from systems.deeplab import (
+    check_backbone_weights,
+    check_batch,
+    check_stored_names,
+    read_deeplab,
+    segmenter_name,
+    train_deeplab,
+)
 from systems.reco_labels import RECORD
 from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks
@@ -56,6 +63,8 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
 
 def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric: Fabric, resume: str) -> None:
     """The stages, in a run folder that is held."""
+    if settings.goes_on_after("prediction"):
+        check_backbone_weights(settings, run, resume)
     benchmark = open_split(settings, settings.split, with_labels=True) if settings.evaluates_in_training else None
     pictures = open_training_pictures(settings)
     if not run.config_path.is_file():

@@ -86,6 +86,12 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
         return is_wanted and super().evaluates_in_training
 
     @property
+    def trains_experts(self) -> bool:
+        """Whether experts are trained, unless all their masks exist already."""
+        uses_experts = self.use_expert_masks or self.stop_after == "experts"
+        return uses_experts and self.goes_on_after("pseudo_masks") and self.experts.weights_dir is None
+
+    @property
     def base_dataset(self) -> str | None:
         """The benchmark whose categories these are."""
         return None if self.dataset_name is None else self.dataset_name.removesuffix(CATEGORY_SUFFIX)
@@ -111,9 +117,8 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
 
     def _check_backbones(self) -> list[Problem]:
         """What the segmenters start from, those of experts that are to be trained as well."""
-        uses_experts = self.use_expert_masks or self.stop_after == "experts"
         segmenters = {self.segmenter} if self.goes_on_after("experts") else set()
-        if uses_experts and self.goes_on_after("pseudo_masks") and self.experts.weights_dir is None:
+        if self.trains_experts:
             segmenters.add(self.experts.segmenter or self.segmenter)
         backbones = sorted(name.removeprefix(SEGMENTER_PREFIX) for name in segmenters)
         problems = [problem for name in backbones for problem in backbone_problems(self.backbone_weights, name)]

@@ -35,8 +35,21 @@ from tests.systems.tiny_namedmask import (
 )
 from tests.systems.tiny_world import tiny_namedmask_settings as tiny_settings
 from training.run_folder import RunFolder
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, WeightsError
 from utils.files import read_json
+
+# ---- before anything that takes long --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["stop_after=training", "stop_after=experts"])
+def test_a_wrong_file_for_the_backbone_is_told_at_once(tiny_world: World, tmp_path: Path, word: str) -> None:
+    (tmp_path / "notes.txt").write_text("no weights")
+    settings = tiny_settings(tiny_world, tmp_path, f"backbone_weights={tmp_path / 'notes.txt'}", word)
+    for dry_run in (False, True):
+        with pytest.raises(WeightsError, match=r"notes\.txt"):
+            namedmask.train(settings, dry_run=dry_run)
+    assert not (tmp_path / "run" / "category_to_p_images.json").exists()
+
 
 # ---- a whole run ----------------------------------------------------------------------------------------------------
 

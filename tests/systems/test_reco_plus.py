@@ -265,6 +265,23 @@ def test_weights_of_other_classes_are_refused(world: World, trained: Path, tmp_p
         reco.evaluate(settings, tmp_path / "run")
 
 
+def test_a_wrong_file_for_the_backbone_is_told_at_once(
+    world: World, trained: Path, labels: str, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("no weights")
+    wrong = f"backbone_weights={tmp_path / 'notes.txt'}"
+    for dry_run in (False, True):
+        with pytest.raises(WeightsError, match=r"notes\.txt"):
+            reco.train(tiny_settings(world, tmp_path / "runs", PLUS, wrong), dry_run=dry_run)
+    other = f"backbone_weights={make_weights(tmp_path / 'whole.pt', 27)}"
+    with pytest.raises(WeightsError, match=r"whole\.pt"):
+        reco.train(tiny_settings(world, tmp_path / "runs", PLUS, other))
+    assert not any((tmp_path / "runs").rglob("*.json"))  # nothing was retrieved
+    shutil.copytree(trained.parents[3], tmp_path / "again")  # which goes on with its checkpoint
+    words = [PLUS, labels, wrong, "iter_eval=100", "max_images=1"]
+    reco.train(tiny_settings(world, tmp_path / "again", *words))
+
+
 def test_settings_of_another_run_are_refused(world: World, trained: Path, labels: str) -> None:
     settings = tiny_settings(world, trained.parents[3], PLUS, labels, "scale_range=[1.0, 2.0]")
     with pytest.raises(ConfigError, match="scale_range"):
