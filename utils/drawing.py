@@ -1,4 +1,4 @@
-"""Colours and pictures of masks: palettes, painted labels, overlays, outlines, panels, legends. uint8 RGB throughout."""
+"""Colours and pictures of masks: palettes, painted labels, overlays, outlines, panels, legends. uint8 RGB always."""
 
 from __future__ import annotations
 
