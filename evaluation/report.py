@@ -40,12 +40,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with paragraphs, tables and figures, shown in that order."""
+    """A heading with paragraphs, tables, the meaning of colours (RGB) and figures, shown in that order."""
 
     title: str
     paragraphs: Sequence[str] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = field(default_factory=list)
+    legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
 
 
 def write_report(path: Path, *, title: str, subtitle: str, sections: Sequence[Section]) -> None:
@@ -78,6 +79,7 @@ def write_report(path: Path, *, title: str, subtitle: str, sections: Sequence[Se
                 "paragraphs": section.paragraphs,
                 "tables": section.tables,
                 "figures": sources,
+                "legend": [{"name": name, "colour": f"rgb{tuple(colour)}"} for name, colour in section.legend],
             }
         )
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -7,7 +7,7 @@ known (the built-in world), precision and IoU are reported beside the pictures.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol as Interface
 
@@ -144,6 +144,37 @@ def curves_section(records: Iterable[Mapping[str, float]]) -> Section:
     return Section("Training", (), (), figures)
 
 
+@dataclass(frozen=True)
+class PredictionPanel:
+    """A panel of a page's predictions.
+
+    Attributes:
+        name: of the picture.
+        image: RGB, uint8, (H, W, 3), of `prediction_panel`.
+        parts: what its pictures are, from left to right.
+        colours: label -> its name and colour, of the labels in it.
+    """
+
+    name: str
+    image: np.ndarray
+    parts: tuple[str, ...] = ()
+    colours: Mapping[int, tuple[str, tuple[int, int, int]]] = field(default_factory=dict)
+
+
+def label_colours(
+    maps: Iterable[np.ndarray | None], names: Sequence[str], colours: np.ndarray
+) -> dict[int, tuple[str, tuple[int, int, int]]]:
+    """Names and colours of the labels in some label maps, as `PredictionPanel` has them.
+
+    Args:
+        maps: label maps; None is left out. Labels without a name are left out.
+        names: of the labels.
+        colours: uint8 colour of each label, (C, 3).
+    """
+    found = sorted({int(label) for labels in maps if labels is not None for label in np.unique(labels)})
+    return {label: (names[label], tuple(map(int, colours[label]))) for label in found if 0 <= label < len(names)}
+
+
 def prediction_panel(
     image: np.ndarray,
     truth: np.ndarray | None,
@@ -172,13 +203,15 @@ def prediction_panel(
     return panel(parts, height=192)
 
 
-def predictions_section(panels: Sequence[np.ndarray]) -> Section:
-    """Panels of `prediction_panel`, two in a row of the page."""
-    figures = [
-        Figure(f"prediction_{index:03d}", image, "picture · truth (where known) · prediction (· refined)")
-        for index, image in enumerate(panels)
-    ]
-    return Section("Predictions", (), (), figures)
+def predictions_section(panels: Sequence[PredictionPanel], *, title: str = "Predictions") -> Section:
+    """Panels with the names of their pictures, below what their colours mean."""
+    figures = [Figure(f"prediction_{index:03d}", one.image, one.name) for index, one in enumerate(panels)]
+    kinds = list(dict.fromkeys(one.parts for one in panels if one.parts))
+    paragraphs = [f"From left to right: {', '.join(parts)}." for parts in kinds[:1]]
+    if kinds and "truth" in kinds[0]:
+        paragraphs[0] += " Grey in the truth: not labelled, not scored."
+    labels = {label: entry for one in panels for label, entry in one.colours.items()}
+    return Section(title, paragraphs, (), figures, legend=[labels[label] for label in sorted(labels)])
 
 
 def scores_section(

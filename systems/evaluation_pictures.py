@@ -1,19 +1,23 @@
-"""Panels of some pictures of a benchmark, drawn while it is evaluated: picture, truth, prediction."""
+"""Panels of some pictures, drawn while they are predicted: picture, truth, prediction. What they show lies in them."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from datasets.base import Benchmark, EvaluationItem
 from evaluation.evaluate import Prediction
-from evaluation.report_sections import prediction_panel
+from evaluation.report_sections import PredictionPanel, label_colours, prediction_panel
 from training.run_folder import RunFolder
-from utils.files import atomic_write
+from utils.annotated_png import read_annotated, write_annotated
+from utils.errors import UnreadableImageError
 
 NUM_PICTURES = 12
+PICTURE, TRUTH, PREDICTION, REFINED = "picture", "truth", "prediction", "prediction with CRF"
+_NAME, _PARTS, _COLOURS = "name", "parts", "colours"  # texts in a panel
 
 
 class EvaluationPictures:
@@ -26,7 +30,7 @@ class EvaluationPictures:
     """
 
     def __init__(self, folder: Path, benchmark: Benchmark, number: int = NUM_PICTURES) -> None:
-        self.folder, self.colours = folder, benchmark.palette
+        self.folder, self.colours, self.names = folder, benchmark.palette, benchmark.category_names
         rows = np.unique(np.linspace(0, len(benchmark) - 1, min(number, len(benchmark))).astype(int))
         self.chosen = {benchmark.image_paths[row]: row for row in rows}
 
@@ -36,13 +40,37 @@ class EvaluationPictures:
         if row is None or prediction.labels is None:
             return
         refined = None if prediction.refined is None else prediction.refined.numpy()
-        drawn = prediction_panel(item.image, item.label, prediction.labels.cpu().numpy(), self.colours, refined)
-        with atomic_write(self.folder / f"{row:06d}_{item.path.stem}.png") as file:
-            Image.fromarray(drawn).save(file, format="PNG")
+        labels = prediction.labels.cpu().numpy()
+        drawn = prediction_panel(item.image, item.label, labels, self.colours, refined)
+        parts = (PICTURE, *[TRUTH] * (item.label is not None), PREDICTION, *[REFINED] * (refined is not None))
+        colours = label_colours((item.label, labels, refined), self.names, self.colours)
+        write_panel(self.folder, row, PredictionPanel(item.path.name, drawn, parts, colours))
 
 
-def last_panels(run: RunFolder) -> list[np.ndarray]:
-    """Panels of the run's last evaluation, uint8 RGB; empty if there was none."""
+def write_panel(folder: Path, number: int, panel: PredictionPanel) -> None:
+    """Write a panel as `<number>_<stem of the picture>.png`, with what it shows."""
+    texts = {_NAME: panel.name, _PARTS: json.dumps(panel.parts), _COLOURS: json.dumps(list(panel.colours.items()))}
+    write_annotated(folder / f"{number:06d}_{Path(panel.name).stem}.png", panel.image, texts)
+
+
+def read_panel(path: Path) -> PredictionPanel:
+    """A panel; one that does not say what it shows is called after its file.
+
+    Raises:
+        UnreadableImageError: if it cannot be read.
+    """
+    image, texts = read_annotated(path)
+    colours = {label: (name, tuple(colour)) for label, (name, colour) in json.loads(texts.get(_COLOURS, "[]"))}
+    name = texts.get(_NAME) or path.stem.partition("_")[2]
+    return PredictionPanel(name, image, tuple(json.loads(texts.get(_PARTS, "[]"))), colours)
+
+
+def last_panels(run: RunFolder) -> list[PredictionPanel]:
+    """Panels of the run's last evaluation; empty if there was none, without those that cannot be read."""
     folders = sorted(folder for folder in run.pictures_dir.glob("*") if folder.is_dir())
     folder = folders[-1] if folders else run.pictures_dir  # of an evaluation without training
-    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob(f"{'[0-9]' * 6}_*.png"))]
+    panels = []
+    for path in sorted(folder.glob(f"{'[0-9]' * 6}_*.png")):
+        with contextlib.suppress(UnreadableImageError):
+            panels.append(read_panel(path))
+    return panels

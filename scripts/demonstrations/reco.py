@@ -112,14 +112,17 @@ def write_page(
         class_iou[method] = result["class_iou"]
         if "class_iou_crf" in result:
             class_iou[f"{method}, CRF"] = result["class_iou_crf"]
-    panels = [last_panels(run) for run in runs]
+    panels = [
+        [replace(panel, name=f"{panel.name}: {method}") for panel in last_panels(run)]
+        for method, run in zip((RECO, RECO_PLUS), runs, strict=True)
+    ]
     predictions = predictions_section(list(chain.from_iterable(zip(*panels, strict=True))))
     seeds = drawings_section(settings)
     sections = [
         scores_section(results["methods"], baseline.protocol, class_iou),
         crf_section(results),
         curves_section(read_metrics(runs[-1].metrics_path)),
-        replace(predictions, paragraphs=("In turn: ReCo, and ReCo+ on the same picture.",)),
+        predictions,
         *([] if seeds is None else [seeds]),
     ]
     subtitle = f"{len(names)} categories, of grounds and of things; {settings.segmenter} learns from ReCo's labels"
