@@ -6,7 +6,7 @@ One category: ``cosegmentation.py``. Pictures to features: ``reference_pictures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,15 +68,17 @@ def build_references(
     features: Iterable[CategoryFeatures],
     settings: ReferenceSettings,
     *,
+    known: Mapping[str, Tensor] | None = None,
     watcher: Watcher | None = None,
 ) -> References:
     """Compute the reference embedding of every category.
 
     Args:
         categories: names of the benchmark, in the order of their labels.
-        features: of every name of ``needed_categories``, in that order; the next one is asked for when the one before
-            has been used, so only one need be in memory.
+        features: of every name of ``needed_categories`` that is not known, in that order; the next one is asked for
+            when the one before has been used, so only one need be in memory.
         settings: text attention, context elimination, context categories, temperature, seed window.
+        known: references that were computed before with these settings, (D,) each: of context categories and of others.
         watcher: called after each co-segmentation.
 
     Returns:
@@ -90,9 +92,11 @@ def build_references(
     context elimination there are no context references, and all categories are computed.
     """
     context = list(settings.used_context)
-    found: dict[str, Tensor] = {}
-    for name, given in zip(needed_categories(categories, settings), features, strict=True):
-        before = [found[other] for other in context if other in found]
+    found = dict(known or {})
+    missing = [name for name in needed_categories(categories, settings) if name not in found]
+    for name, given in zip(missing, features, strict=True):
+        around = context[: context.index(name)] if name in context else context
+        before = [found[other] for other in around]
         result = cosegment(
             given.features,
             dense_features=given.dense_features if settings.text_attention else None,
@@ -105,5 +109,5 @@ def build_references(
         if watcher is not None:
             watcher(name, result)
     vectors = torch.stack([found[_known_as(name, context) or name] for name in categories])
-    around = torch.stack([found[name] for name in context]) if context else vectors[:0]
-    return References(tuple(categories), vectors.cpu(), tuple(context), around.cpu())
+    of_context = torch.stack([found[name] for name in context]) if context else vectors[:0]
+    return References(tuple(categories), vectors.cpu(), tuple(context), of_context.cpu())

@@ -86,6 +86,7 @@ def make_references(
     tower: DenseClip | None = None,
     text: Mapping[str, Tensor] | None = None,
     settings: ReferenceSettings,
+    known: Mapping[str, Tensor] | None = None,
     device: torch.device | str = "cpu",
     num_workers: int = 4,
     watcher: PictureWatcher | None = None,
@@ -100,6 +101,7 @@ def make_references(
         tower: dense CLIP of the text attention, on ``device``; may be None where the settings switch it off.
         text: name -> unit text vector of the same CLIP, for the same names.
         settings: how references are made.
+        known: as in ``build_references``; their pictures are not looked at.
         device: where the networks are.
         num_workers: loader processes; 0 reads in this one.
         watcher: called after each category with its name, its pictures (k, 3, S, S), uint8, and what was found.
@@ -111,7 +113,8 @@ def make_references(
         DataError: if a category has no picture.
         UnreadableImageError: if a picture cannot be read.
     """
-    names, vectors = needed_categories(categories, settings), text or {}
+    vectors, known = text or {}, known or {}
+    names = [name for name in needed_categories(categories, settings) if name not in known]
     if settings.text_attention and (tower is None or not vectors.keys() >= set(names)):
         raise ValueError("text attention needs a dense CLIP and the text vector of every category")
     paths = [_paths_of(name, archive, settings.num_images) for name in names]
@@ -135,7 +138,7 @@ def make_references(
         if watcher is not None:
             watcher(name, latest[0], result)
 
-    return build_references(categories, features(), settings, watcher=watch)
+    return build_references(categories, features(), settings, known=known, watcher=watch)
 
 
 def _paths_of(name: str, archive: Mapping[str, Sequence[str | Path]], num_images: int) -> list[Path]:

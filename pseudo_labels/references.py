@@ -90,6 +90,11 @@ class References:
     context_names: tuple[str, ...] = ()
     context: Tensor | None = None
 
+    def by_name(self) -> dict[str, Tensor]:
+        """Vectors (D,) of the context and of the categories by their names."""
+        context = {} if self.context is None else dict(zip(self.context_names, self.context, strict=True))
+        return context | dict(zip(self.names, self.vectors, strict=True))
+
     def digest(self) -> str:
         """What names and vectors are known by, wherever they were read from."""
         content = hashlib.sha256("\0".join(self.names).encode())
@@ -175,12 +180,19 @@ def read_references(
     else:
         references = _read_published(path)
         logger.info("%s: %d published references; how they were made is not known", path, len(references.names))
-    _check_vectors(path, references, width)
-    return references if categories is None else _in_order(path, references, list(categories))
+    _check_lengths(path, references)
+    if width is not None:
+        check_width(references, width, path)
+    return references if categories is None else in_order(references, categories, path)
 
 
 def _read_published(path: Path) -> References:
-    tensors = read_tensor_dict(path)
+    try:
+        tensors = read_tensor_dict(path)
+    except DataError as error:
+        raise DataError(
+            f"expected reference embeddings, a published pickle (.pkl) or a file of ours (.safetensors). {error}"
+        ) from error
     shapes = {tuple(tensor.shape) for tensor in tensors.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1:
         found = ", ".join(map(str, sorted(shapes)[:SHOWN])) or "nothing"
@@ -195,13 +207,14 @@ def _read_own(path: Path) -> tuple[References, dict[str, Any]]:
             if metadata.get("format") != FORMAT:
                 raise DataError(
                     f"{path}: expected reference embeddings ({FORMAT}), found {metadata.get('format') or 'others'}. "
-                    "Give another file, or delete this one to compute them again."
+                    "Give another file."
                 )
             vectors, context = file.get_tensor("references"), file.get_tensor("context")
         names, context_names, record = (json.loads(metadata[key]) for key in ("names", "context_names", "settings"))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise DataError(
-            f"{path}: these reference embeddings are damaged ({error}). Delete the file and run again."
+            f"{path}: these reference embeddings are damaged ({error}). Give a whole copy; if an earlier run computed "
+            "them, delete the file and run again."
         ) from error
     if len(names) != len(vectors):
         raise DataError(f"{path}: holds {len(vectors)} vectors for {len(names)} names. Delete the file and run again.")
@@ -217,7 +230,7 @@ def _check_settings(path: Path, found: Mapping[str, Any], wanted: Mapping[str, A
     if differing:
         raise DataError(
             f"{path}: these reference embeddings were made with other settings:{''.join(differing)}\n"
-            "Set them back, give another file, or delete this one to compute them again."
+            "Set them back, or give another file."
         )
 
 
@@ -227,21 +240,34 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
-def _check_vectors(path: Path, references: References, width: int | None) -> None:
-    vectors = references.vectors
-    if width is not None and vectors.shape[1] != width:
+def check_width(references: References, width: int, path: Path) -> None:
+    """Refuse references (of a file ``path``) that have not the ``width`` channels of the image encoder: DataError."""
+    if references.vectors.shape[1] != width:
         raise DataError(
-            f"{path}: holds references of {vectors.shape[1]} channels, but the image encoder has {width}. They belong "
-            "to another encoder: choose that one (encoder_arch), or give another file."
+            f"{path}: holds references of {references.vectors.shape[1]} channels, but the image encoder has {width}. "
+            "They belong to another encoder: choose that one (encoder_arch), or give another file."
         )
-    wrong = (vectors.norm(dim=1) - 1).abs().nan_to_num(nan=torch.inf) > 1e-2
+
+
+def _check_lengths(path: Path, references: References) -> None:
+    wrong = (references.vectors.norm(dim=1) - 1).abs().nan_to_num(nan=torch.inf) > 1e-2
     if wrong.any():
         name = references.names[int(wrong.byte().argmax())]
         raise DataError(f"{path}: the vector of {name!r} has no unit length. Is this a file of reference embeddings?")
 
 
-def _in_order(path: Path, references: References, categories: list[str]) -> References:
-    """The references of the categories, in their order."""
+def in_order(references: References, categories: Sequence[str], path: Path, *, tells_extra: bool = True) -> References:
+    """The references of the categories, in their order.
+
+    Args:
+        references: of a file.
+        categories: names.
+        path: the file, for messages.
+        tells_extra: warn if the file has more than these.
+
+    Raises:
+        DataError: if some are missing; says which.
+    """
     rows = {name: row for row, name in enumerate(references.names)}
     extra = [name for name in references.names if name not in set(categories)]
     if missing := [name for name in categories if name not in rows]:
@@ -255,7 +281,7 @@ def _in_order(path: Path, references: References, categories: list[str]) -> Refe
             f"{path}: these reference embeddings are of other categories, {len(missing)} of {len(categories)} are not "
             f"in it:{''.join(lines)}{more}{unused}\nGive the file of this benchmark, or rename the categories."
         )
-    if extra:
+    if extra and tells_extra:
         logger.warning("%s: %d of its references are not used: %s", path, len(extra), _shown(extra))
     vectors = references.vectors[[rows[name] for name in categories]]
     return dataclasses.replace(references, names=tuple(categories), vectors=vectors)

@@ -23,7 +23,7 @@ from retrieval.embed import embed_images
 from retrieval.index import EmbeddingIndex, open_index
 from retrieval.prompts import load_templates
 from retrieval.search import search
-from utils.distributed import all_gather_objects, barrier, is_main
+from utils.distributed import all_gather_objects, barrier, is_main, on_main
 from utils.errors import ConfigError, DataError, UserError
 from utils.files import read_json, write_json
 from utils.log import get_logger
@@ -93,6 +93,7 @@ def retrieve_archive(
     path_map: Mapping[str, str] | None = None,
     layout: str = "auto",
     same_index: bool = False,
+    extend: bool = False,
 ) -> Archive:
     """The retrieval stage: use the image archive if there is one, else embed what is not embedded, search, write it.
 
@@ -109,7 +110,9 @@ def retrieve_archive(
         device, precision, batch_size, num_workers, strict: as in `embed_images`.
         path_map: as in `read_archive`.
         layout: as in `retrieval.index.image_path_for`.
-        same_index: refuse an archive that was retrieved from other folders than `index_dirs`.
+        same_index: the archive is this run's own: refuse it if it was retrieved from other folders than `index_dirs`,
+            and retrieve for names that are not in it yet.
+        extend: as in `embed_images`.
 
     Returns:
         Category -> existing image paths, in the order of the categories.
@@ -119,7 +122,14 @@ def retrieve_archive(
             settings than these.
     """
     archive_path, names, templates = Path(archive_path), foreground(categories), load_templates(templates)
-    if not all_gather_objects(archive_path.is_file())[0]:
+    if all_gather_objects(archive_path.is_file())[0]:
+        own_index = index_dirs if same_index else ()
+        on_main(lambda: _check_meta(archive_path, model_name, templates, num_images, own_index))
+        known = all_gather_objects(_stored_archive(archive_path) if own_index and is_main() else None)[0]
+        names_to_find = [] if known is None else [name for name in names if name not in known]
+    else:
+        known, names_to_find = {}, names
+    if names_to_find:
         if not index_dirs:
             raise ConfigError(
                 "dir_train_dataset: expected at least one folder of pictures to retrieve from (there is no image "
@@ -128,19 +138,25 @@ def retrieve_archive(
         paths = _embedding_folders(index_dirs, embedding_paths, archive_path)
         model = _Once(clip)
         for image_dir, path in zip(index_dirs, paths, strict=True):
-            _embed_if_needed(image_dir, path, model, model_name, device, precision, batch_size, num_workers, strict)
+            _embed_if_needed(
+                image_dir, path, model, model_name, device, precision, batch_size, num_workers, strict, extend
+            )
         indices = [_open_once(path, image_dir, layout) for path, image_dir in zip(paths, index_dirs, strict=True)]
         with torch.inference_mode():
-            text = encode_prompt_ensemble(model().to(device), names, templates)
-        logger.info("searching %d images for %d categories", sum(map(len, indices)), len(names))
-        archive = retrieve_images(names, text, indices, num_images, device=device)
+            text = encode_prompt_ensemble(model().to(device), names_to_find, templates)
+        logger.info("searching %d images for %d categories", sum(map(len, indices)), len(names_to_find))
+        archive = known | retrieve_images(names_to_find, text, indices, num_images, device=device)
         if is_main():
-            _write_meta(archive_path, model_name, templates, num_images, index_dirs, names)
+            _write_meta(archive_path, model_name, templates, num_images, index_dirs, list(archive))
             write_archive(archive_path, archive)
         barrier()
-    elif is_main():
-        _check_meta(archive_path, model_name, templates, num_images, index_dirs if same_index else ())
     return read_archive(archive_path, categories=names, num_images=num_images, path_map=path_map)
+
+
+def _stored_archive(path: Path) -> dict[str, list[str]] | None:
+    """An archive that may grow, as it is stored; None if it is not known how it was made, or it is no archive."""
+    record = read_json(path, what="image archive")
+    return record if isinstance(record, dict) and _meta_path(path).exists() else None
 
 
 class _Once:
@@ -179,6 +195,7 @@ def _embed_if_needed(
     batch_size: int,
     num_workers: int,
     strict: bool,
+    extend: bool,
 ) -> None:
     is_foreign = (path / "img_emb").is_dir() and not (path / "index.json").exists()
     if path.is_file() or is_foreign:
@@ -198,6 +215,7 @@ def _embed_if_needed(
         device=device,
         precision=precision,
         strict=strict,
+        extend=extend,
     )
 
 

@@ -149,7 +149,7 @@ def _extended(folder: Path, old: Manifest, found: SourceList, *, extend: bool) -
     if not extend or gone or old.image_dir != found.root:
         what = f"{len(added)} new pictures and {len(gone)} that are gone" + (f", such as {gone[0]}" if gone else "")
         advice = "Use another folder or delete this one" + (
-            "" if gone else ", or allow it to be extended (extend=true)"
+            "" if gone else ", or allow it to be extended (embedding.extend=true, or --extend)"
         )
         raise UserError(
             f"{folder}: was begun for other pictures ({len(known)} of {old.image_dir or 'several places'}; now there "

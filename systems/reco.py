@@ -15,7 +15,7 @@ from datasets.base import Benchmark
 from evaluation.evaluate import EvaluationResult
 from evaluation.pictures import PictureResult
 from evaluation.protocol import format_scores, write_results
-from pseudo_labels.references import References, read_references
+from pseudo_labels.references import References
 from systems import reco_places, scoring
 from systems.reco_labels import LabelFolder, score_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter
@@ -186,12 +186,7 @@ def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
         return reco_plus.evaluate(settings, weights)
     settings = settings.model_copy(update={"reference_path": path})
     networks = RecoNetworks(settings, evaluation_device(settings.device, settings.precision))
-    references = read_references(
-        path,
-        categories=reco_places.category_names(settings),
-        width=networks.encoder.width,
-        settings=reference_settings(settings),
-    )
+    references = find_references(settings, reco_places.category_names(settings), networks)
     return score_references(settings, networks, references, RunFolder(scoring.evaluation_path(settings, weights)))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from networks.patch_encoders import needs_download
 from pseudo_labels.reference_building import needed_categories
-from pseudo_labels.references import read_references
+from pseudo_labels.references import check_width, in_order
 from systems import reco_places
 from systems.reco_labels import LabelFolder
 from systems.reco_references import RecoNetworks, known_references, reference_settings
@@ -77,14 +77,16 @@ def _describe_references(settings: RecoSettings, networks: RecoNetworks) -> None
     """Read references, if there are any already; whether they fit the encoder is checked where its weights are here."""
     names, options = reco_places.category_names(settings), reference_settings(settings)
     path = settings.reference_path or reco_places.reference_cache(settings)
-    if not path.is_file():
-        logger.info("references to compute: %d", len(needed_categories(names, options)))
-        return
-    if needs_download(settings.encoder_arch, settings.encoder_weights):
-        read_references(path, categories=names, settings=options)
+    known = known_references(settings)
+    missing = [] if settings.reference_path is not None else needed_categories(names, options)
+    missing = [name for name in missing if known is None or name not in known.by_name()]
+    if known is not None and not needs_download(settings.encoder_arch, settings.encoder_weights):
+        check_width(known, networks.encoder.width, path)
+    if missing:
+        logger.info("references to compute: %d", len(missing))
     else:
-        known_references(settings, names, networks)
-    logger.info("references: %s", path)
+        in_order(known, names, path)
+        logger.info("references: %s", path)
 
 
 def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from datasets.metadata import BACKGROUND, benchmark_table
 from evaluation.pictures import PictureResult
 from evaluation.pictures import segment_pictures as write_pictures
-from pseudo_labels.references import holds_references, read_references
+from pseudo_labels.references import check_width, holds_references, in_order, read_references
 from systems import reco_places
 from systems.deeplab import StoredDeepLab, read_deeplab
 from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_stream
@@ -128,10 +128,13 @@ def _with_references(
 ) -> tuple[PixelSegmenter, list[str]]:
     """ReCo with the references of the wanted names."""
     networks = RecoNetworks(settings, device)
-    known = list(read_references(path).names)
-    names = known if categories is None else _known_names(categories, known, "has no reference of")
-    options = {"settings": reference_settings(settings), "for_prediction": True}
-    references = read_references(path, categories=names, width=networks.encoder.width, **options)
+    known = read_references(path, settings=reference_settings(settings), for_prediction=True)
+    if categories is None:
+        names = reco_places.category_names(settings)
+    else:
+        names = _known_names(categories, list(known.names), "has no reference of")
+    references = in_order(known, names, path, tells_extra=False)
+    check_width(references, networks.encoder.width, path)
     return RecoSegmenter(networks.with_references(references), device, settings.precision), names
 
 

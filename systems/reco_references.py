@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +17,14 @@ from torch import Tensor
 from networks.patch_encoders import PatchEncoder, load_encoder
 from networks.reco import Reco
 from pseudo_labels.reference_building import needed_categories
-from pseudo_labels.references import References, ReferenceSettings, read_references, write_references
+from pseudo_labels.references import (
+    References,
+    ReferenceSettings,
+    check_width,
+    in_order,
+    read_references,
+    write_references,
+)
 from retrieval.prompts import load_templates
 from systems import reco_places, stages
 from systems.text_cache import cached_text
@@ -131,23 +137,34 @@ def find_archive(settings: RecoSettings, names: Sequence[str], options: Referenc
     return stages.build_archive(index_settings(settings), needed, RunFolder(reco_places.shared_path(settings)))
 
 
-def known_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References | None:
-    """References of the names, if a file that the settings name or an earlier run holds them.
+def known_references(settings: RecoSettings) -> References | None:
+    """All references of the file that the settings name, or of earlier runs; None if there are none yet.
 
     Raises:
-        DataError: the file is damaged, or is of other categories, another encoder or other settings.
+        DataError: the file is damaged, or was made with another encoder or other settings.
     """
-    wanted = {"categories": names, "settings": reference_settings(settings)}
+    options = reference_settings(settings)
     if settings.reference_path is not None:
-        return read_references(settings.reference_path, width=networks.encoder.width, **wanted)
+        return read_references(settings.reference_path, settings=options)
     path = reco_places.reference_cache(settings)
     if not path.is_file():
         return None
     index_dirs = None if settings.path_map else _index_of(settings)
     try:
-        return read_references(path, width=networks.encoder.width, index_dirs=index_dirs or None, **wanted)
+        return read_references(path, settings=options, index_dirs=index_dirs or None)
     except DataError as error:
-        raise DataError(f"{error} With another suffix or name a run has references of its own.") from error
+        raise DataError(
+            f"{error} With another suffix or name a run has references of its own; to compute these again, delete the "
+            "file."
+        ) from error
+
+
+def lacks(settings: RecoSettings, names: Sequence[str]) -> bool:
+    """Whether references of some of the names have still to be computed; never of a file that the settings name."""
+    if settings.reference_path is not None:
+        return False
+    known = known_references(settings)
+    return known is None or not set(names) <= set(known.names)
 
 
 def _index_of(settings: RecoSettings) -> list[str]:
@@ -158,7 +175,7 @@ def _index_of(settings: RecoSettings) -> list[str]:
 
 
 def find_references(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks) -> References:
-    """References of the names: read, or computed of retrieved pictures and kept.
+    """References of the names: read, or computed of retrieved pictures and kept; new names are added to known ones.
 
     Args:
         settings: of the run; its folder is held.
@@ -168,24 +185,27 @@ def find_references(settings: RecoSettings, names: Sequence[str], networks: Reco
     Raises:
         UserError: whatever is wrong with files, pictures or settings.
     """
-    path = settings.reference_path or reco_places.reference_cache(settings)
     # One answer for all ranks. Runs that only read what they share do not wait for each other.
-    if not all_gather_objects(path.is_file() or settings.reference_path is not None)[0]:
+    if all_gather_objects(lacks(settings, names))[0]:
         with RunFolder(reco_places.shared_path(settings)).locked():
             archive = find_archive(settings, names, reference_settings(settings))
-            on_main(lambda: None if path.is_file() else _compute(settings, names, networks, archive, path))
-    return known_references(settings, names, networks)
+            on_main(lambda: _compute(settings, names, networks, archive) if lacks(settings, names) else None)
+    path = settings.reference_path or reco_places.reference_cache(settings)
+    references = in_order(known_references(settings), names, path, tells_extra=settings.reference_path is not None)
+    check_width(references, networks.encoder.width, path)
+    return references
 
 
-def _compute(
-    settings: RecoSettings, names: Sequence[str], networks: RecoNetworks, archive: stages.Archive, path: Path
-) -> None:
-    """Compute references and write them."""
+def _compute(settings: RecoSettings, names: Sequence[str], networks: RecoNetworks, archive: stages.Archive) -> None:
+    """Compute the references that are missing, and write all."""
     from pseudo_labels.reference_pictures import make_references
     from systems.reco_report import SeedPictures
 
-    options = reference_settings(settings)
-    needed = needed_categories(names, options)
+    options, path = reference_settings(settings), reco_places.reference_cache(settings)
+    before = known_references(settings)
+    known = {} if before is None else before.by_name()
+    names = list(dict.fromkeys([*(() if before is None else before.names), *names]))
+    needed = [name for name in needed_categories(names, options) if name not in known]
     wanted = list(dict.fromkeys([*needed, *(names if settings.dense_clip_inference else [])]))  # one visit to the tower
     texts = dict(zip(wanted, networks.text(wanted), strict=True)) if settings.text_attention else None
     references = make_references(
@@ -195,9 +215,10 @@ def _compute(
         tower=networks.tower if settings.text_attention else None,
         text=texts,
         settings=options,
+        known=known,
         device=networks.device,
         num_workers=settings.val_loader.num_workers,
         watcher=SeedPictures(reco_places.seed_pictures(settings)),
     )
     write_references(path, references, options, index_dirs=_index_of(settings))
-    logger.info("references of %d categories: %s", len(names), path)
+    logger.info("references of %d categories, %d of them new: %s", len(names), len(needed), path)

@@ -64,7 +64,7 @@ def reference_file(weights: Path, *, trains: bool) -> Path | None:
         if trains:
             raise WeightsError(
                 f"{weights}: these are reference embeddings, but ReCo+ is evaluated with weights of its network. Use "
-                "the config of ReCo (method: reco), or give the weights."
+                "the config of ReCo, or set method=reco to use the references; or give the network's weights."
             )
         return weights
     if not trains:

@@ -174,6 +174,7 @@ def build_archive(settings: RetrievalSettings, names: Sequence[str], run: RunFol
         batch_size=settings.embedding.batch_size,
         num_workers=settings.embedding.num_workers,
         strict=not settings.embedding.skip_bad,
+        extend=settings.embedding.extend,
         path_map=settings.path_map,
         # A file that the settings name may come from elsewhere, and pictures may have moved.
         same_index=settings.archive_path is None and not settings.path_map,

@@ -38,6 +38,7 @@ class EmbeddingStage(Block):
     batch_size: PositiveInt = 256
     num_workers: CountInt = 8
     skip_bad: bool = True  # list unreadable pictures in a file and go on
+    extend: bool = False  # embed pictures that were added to the index folders since; false: that is an error
 
 
 class RetrievalSettings(RunSettings):

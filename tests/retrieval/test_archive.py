@@ -150,6 +150,25 @@ def test_archive_made_with_other_settings_is_refused(make_pictures, tmp_path, cl
         _retrieve(tmp_path, folder, clip, num_images=4)
 
 
+def test_own_archive_grows_by_new_names_and_refuses_another_index(make_pictures, tmp_path, clip):
+    one, two = make_pictures(5, "one"), make_pictures(5, "two")
+    options = {"archive_path": tmp_path / "out" / "archive.json", "same_index": True}
+    first = retrieve_two(tmp_path, one, clip, ["cat"], **options)
+    both = retrieve_two(tmp_path, one, clip, ["bird", "cat"], **options)
+    assert both["cat"] == first["cat"]
+    assert both["bird"] == retrieve_two(tmp_path, one, clip, ["bird"], archive_path=tmp_path / "alone.json")["bird"]
+    assert list(read_archive(options["archive_path"], categories=["cat", "bird"])) == ["cat", "bird"]
+    with pytest.raises(UserError, match=r"index_dirs: made with \['.*one'\], now \['.*two'\]"):
+        retrieve_two(tmp_path, two, clip, ["cat"], **options)
+    with pytest.raises(DataError, match=r"made for other categories, 1 of 2 are not in it"):
+        retrieve_two(tmp_path, one, clip, ["cat", "dog"], archive_path=options["archive_path"])  # a file that was given
+
+
+def retrieve_two(tmp_path, folder, clip, names, **options):
+    settings = {"index_dirs": [folder], "model_name": "tiny", "num_images": 2, "num_workers": 0}
+    return retrieve_archive(names, clip=lambda: clip, **settings | options)
+
+
 def test_several_indices_a_pickle_among_them(make_pictures, tmp_path, clip):
     one, two = make_pictures(5, "one"), make_pictures(6, "two")
     together = _retrieve(tmp_path, one, clip, index_dirs=[one, two], num_images=11)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import inference
@@ -194,3 +195,54 @@ def test_references_alone_need_to_be_told_their_networks_only(
     told = capfd.readouterr().err
     assert "templates: made with ['a photo of a {}.'], now ['a {}.']" in told
     assert "num_images" not in told
+
+
+def test_more_names_and_another_order(
+    run: Path, world: World, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Only what is new is retrieved and computed; labels follow the order of the names."""
+    shutil.copytree(run, tmp_path / "mine")
+    before = read_references(run / "references.safetensors")
+    archive = read_json(run / "category_to_p_images.json")
+    names = ["water", "sky", "road", "grass", "house"]
+    command = ["--config", CONFIG, *words(world, pictures, tmp_path)]
+    assert train.main([*command, f"categories=[{', '.join(names)}]"]) == 0
+    told = capfd.readouterr().err
+    assert "searching 8 images for 1 categories" in told
+    assert "references of 5 categories, 1 of them new" in told
+    now = read_references(tmp_path / "mine" / "references.safetensors").by_name()
+    assert now.keys() == before.by_name().keys() | {"water"}
+    assert all(torch.equal(now[name], vector) for name, vector in before.by_name().items())
+    grown = read_json(tmp_path / "mine" / "category_to_p_images.json")
+    assert {name: grown[name] for name in archive} == archive
+    fresh = ["--config", CONFIG, *words(world, pictures, tmp_path / "new"), "categories=[water, road]"]
+    assert train.main(fresh) == 0
+    vectors = read_references(tmp_path / "new" / "mine" / "references.safetensors").by_name()
+    assert torch.allclose(now["water"], vectors["water"], atol=1e-6)
+    (first, *_) = sorted(pictures.rglob("*.jpeg"))
+    maps = {}
+    for chosen in (names[1:4], names[3:0:-1]):
+        assert train.main([*command, f"categories=[{', '.join(chosen)}]"]) == 0
+        out = tmp_path / chosen[0]
+        options = ["--images", str(first), "--output", str(out), "crf=off"]
+        assert inference.main(["--weights", str(tmp_path / "mine"), *options]) == 0
+        assert [category["name"] for category in read_json(out / "instances.json")["categories"]] == chosen
+        (path,) = (out / "labels").iterdir()
+        maps[chosen[0]] = np.asarray(Image.open(path))
+    assert np.array_equal(maps["sky"], 4 - maps["grass"])
+    assert "1 of them new" not in capfd.readouterr().err
+
+
+def test_pictures_that_were_added_to_the_index(
+    world: World, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(pictures, own)
+    command = ["--config", CONFIG, *words(world, own, tmp_path)]
+    assert train.main(command) == 0
+    shutil.copy(next(own.rglob("*.jpeg")), own / "zz_added.jpeg")
+    more = [*command, "categories=[road, sky, grass, house, water]"]
+    assert train.main(more) == 2
+    assert "allow it to be extended (embedding.extend=true, or --extend)" in capfd.readouterr().err
+    assert train.main([*more, "embedding.extend=true"]) == 0
+    assert "1 pictures are added to 9" in capfd.readouterr().err
