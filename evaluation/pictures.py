@@ -100,14 +100,17 @@ def segment_pictures(
     results = [by_number[number] for number in range(1, len(pictures) + 1)]
     refused = [result for result in results if result.refusal]
     if len(refused) == len(results):
+        if len(results) == 1:
+            raise DataError(f"the only picture cannot be read: {refused[0].refusal}")
         raise DataError(f"none of the {len(results)} pictures can be read; the first: {refused[0].refusal}")
     _write_legend(output_dir / "legend.png", category_names, palette)
     categories = [{"id": i, "name": name} for i, name in enumerate(category_names) if i]
     write_json(output_dir / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
     _write_table(output_dir / "pictures.csv", results)
     if refused:
-        logger.warning("%d of %d pictures were refused, see %s", len(refused), len(results), output_dir)
-    logger.info("%d pictures:\n%s\nresults: %s", len(results), format_table(results), output_dir)
+        were = "was" if len(refused) == 1 else "were"
+        logger.warning("%d of %d pictures %s refused, see pictures.csv", len(refused), len(results), were)
+    logger.info("%s:\n%s\nresults: %s", _counted(len(results), "picture"), format_table(results), output_dir)
     return results
 
 
@@ -215,14 +218,19 @@ def _write_table(path: Path, results: Sequence[PictureResult]) -> None:
 
 
 def format_table(results: Sequence[PictureResult]) -> str:
-    """The table as text for the terminal: one line per picture, its categories by share of the picture."""
-    width = max(len(result.path.name) for result in results)
+    """The table as text for the terminal: one line per picture, its categories by share of the picture.
+
+    Pictures are called by their paths below the folder that holds them all. Why some were refused was told before.
+    """
+    below = {path: str(place) for path, place in paths_below([result.path for result in results]).items()}
+    width = max(map(len, below.values()))
     lines = []
     for result in results:
         shown = ", ".join(f"{name} {share:.0%}" for name, share in result.shares.items() if share >= 0.005)
-        text = f"refused ({result.refusal})" if result.refusal else f"{shown or 'nothing found'}"
-        lines.append(
-            f"  {result.path.name:<{width}}  {text}"
-            + ("" if result.refusal else f"  [{result.num_instances} instances]")
-        )
+        found = f"{shown or 'nothing found'}  [{_counted(result.num_instances, 'instance')}]"
+        lines.append(f"  {below[result.path]:<{width}}  {'refused' if result.refusal else found}")
     return "\n".join(lines)
+
+
+def _counted(number: int, unit: str) -> str:
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"

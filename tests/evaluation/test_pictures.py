@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation.pictures import PictureResult, Segmentation, output_names, segment_pictures
+from evaluation.pictures import PictureResult, Segmentation, format_table, output_names, segment_pictures
 from evaluation.regions import region_results
 from utils.errors import DataError
 from utils.files import read_json
@@ -159,8 +159,43 @@ def test_pictures_of_colliding_names_all_have_results(tmp_path: Path) -> None:
     ]
 
 
+# ---- what is told ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_tells_pictures_of_one_name_apart() -> None:
+    found = {"dark": 0.75, "bright": 0.25, "hardly": 0.001}
+    results = [
+        PictureResult(Path("/p/a.jpg"), (4, 4), found, 1),
+        PictureResult(Path("/p/sub/a.jpg"), (4, 4), {}, 0),
+        PictureResult(Path("/p/sub/b.jpg"), refusal="/p/sub/b.jpg: not a picture (3 bytes in no known format)."),
+    ]
+    assert format_table(results).splitlines() == [
+        "  a.jpg      dark 75%, bright 25%  [1 instance]",
+        "  sub/a.jpg  nothing found  [0 instances]",
+        "  sub/b.jpg  refused",
+    ]
+    assert format_table(results[1:2]) == "  a.jpg  nothing found  [0 instances]"
+
+
+def test_one_picture_and_one_refusal_are_told_once_and_in_the_singular(tmp_path: Path, log_text) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (5, 4)).save(folder / "a.png")
+    run(folder, tmp_path / "one", partial(map, segment_one))
+    assert "1 picture:\n  a.png  dark 100%  [1 instance]\nresults: " in log_text.text
+    (folder / "broken.png").write_bytes(b"no picture")
+    log_text.clear()
+    run(folder, tmp_path / "two", partial(map, segment_one))
+    assert "1 of 2 pictures was refused, see pictures.csv" in log_text.text
+    assert log_text.text.count("not a picture") == 1
+    assert "not a picture" in (tmp_path / "two" / "pictures.csv").read_text()
+
+
 def test_nothing_but_broken_pictures_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"none of the 1 pictures can be read; the first: .*broken\.png"):
-        run(tmp_path / "broken.png", tmp_path / "out", partial(segment_ahead, ahead=3))
+    for name in ("b0.png", "b1.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"the only picture cannot be read: .*b0\.png: not a picture"):
+        run(tmp_path / "b0.png", tmp_path / "out", partial(segment_ahead, ahead=3))
+    with pytest.raises(DataError, match=r"none of the 2 pictures can be read; the first: .*b0\.png"):
+        run(tmp_path, tmp_path / "out", partial(segment_ahead, ahead=3))
     assert not (tmp_path / "out").exists()
