@@ -86,7 +86,7 @@ def train(settings: NamedMaskSettings, *, resume: str = "auto", dry_run: bool = 
         return run
     from training.launch import make_fabric
 
-    fabric = make_fabric(settings.device, settings.precision)
+    fabric = make_fabric(settings.device, settings.precision, has_idle_parameters=False)
     with run.locked():
         _train(settings, names, run, fabric, resume)
     return run

@@ -54,7 +54,7 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
         return run
     from training.launch import make_fabric
 
-    fabric = make_fabric(settings.device, settings.precision)
+    fabric = make_fabric(settings.device, settings.precision, has_idle_parameters=False)
     check_batch(settings.train_loader.batch_size, fabric.world_size, settings.accumulate_steps)
     with run.locked():
         _train(settings, names, run, fabric, resume)

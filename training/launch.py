@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 _PLUGINS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
-def make_fabric(device: str = "auto", precision: str = "fp32") -> Fabric:
+def make_fabric(device: str = "auto", precision: str = "fp32", *, has_idle_parameters: bool = True) -> Fabric:
     """Join the process group, if `torchrun` started one, and return the engine that training and evaluation share.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:<number>"; with several processes each takes the GPU of its local rank.
         precision: "fp32", or "bf16" / "fp16" for mixed precision (weights and optimiser stay float32).
+        has_idle_parameters: whether a pass may leave some parameters of the network without gradient.
 
     Returns:
         A launched Fabric; `fabric.device`, `fabric.global_rank` and `fabric.world_size` say where this process is.
@@ -41,7 +42,7 @@ def make_fabric(device: str = "auto", precision: str = "fp32") -> Fabric:
         devices = [target.index or 0] if target.type == "cuda" else 1
         fabric = Fabric(accelerator=target.type, devices=devices, precision=_PLUGINS[precision])
     else:
-        fabric = _distributed_fabric(device, target, precision, num_processes)
+        fabric = _distributed_fabric(device, target, precision, num_processes, has_idle_parameters)
     fabric.launch()
     return fabric
 
@@ -66,7 +67,9 @@ def _check_precision(precision: str, target: torch.device) -> None:
         )
 
 
-def _distributed_fabric(device: str, target: torch.device, precision: str, num_processes: int) -> Fabric:
+def _distributed_fabric(
+    device: str, target: torch.device, precision: str, num_processes: int, has_idle_parameters: bool
+) -> Fabric:
     if device.startswith("cuda:"):
         raise ConfigError(
             f"device: {device!r} names one GPU, but torchrun started {num_processes} processes. "
@@ -76,9 +79,10 @@ def _distributed_fabric(device: str, target: torch.device, precision: str, num_p
     from lightning.fabric.strategies import DDPStrategy
 
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", str(num_processes)))
-    # Images without objects leave the mask branch without gradient on one rank only: DDP has to be told to expect it.
+    # Images without objects leave a mask branch without gradient on one rank only: DDP has to be told to expect it, and
+    # looks for such parameters in every pass.
     strategy = DDPStrategy(
-        process_group_backend="nccl" if target.type == "cuda" else "gloo", find_unused_parameters=True
+        process_group_backend="nccl" if target.type == "cuda" else "gloo", find_unused_parameters=has_idle_parameters
     )
     return Fabric(
         accelerator=target.type,

@@ -1,6 +1,7 @@
 """What the two commands share: logging, exit statuses, and words that may be `key=value`.
 
-Exit status 2: the user can mend it (message without traceback); 130: stopped with Ctrl-C; 1: a bug of ours.
+Exit status 2: the user can mend it (message without traceback); 130: stopped with Ctrl-C; 143: with SIGTERM; 1: a bug
+of ours.
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ import argparse
 import logging
 import re
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from utils.config import PRECEDENCE
+from utils.distributed import is_initialised, is_main, leave_group
 from utils.errors import UserError
 from utils.log import get_logger, setup_logging
 
 logger = get_logger(__name__)
+HEAD_START_SECONDS = 5.0  # of rank zero
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w.]*=")
 
 
@@ -32,26 +37,45 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(command: Callable[[], None], *, verbose: bool = False) -> int:
-    """Run a command with logging set up and turn its end into an exit status.
+    """Run a command with logging set up and turn its end into an exit status; ranks end together.
 
     Args:
         command: the work; a `UserError` from it is shown without a traceback.
         verbose: log internals too.
 
     Returns:
-        0 when it succeeded, 2 for a problem of the user, 130 when stopped with Ctrl-C.
+        0 when it succeeded, 2 for a problem of the user, 130 when stopped with Ctrl-C, else that of a `SystemExit`.
     """
     setup_logging(logging.DEBUG if verbose else logging.INFO)
+    status, message = 0, None
     try:
         command()
     except UserError as error:
         logger.debug("where it happened:", exc_info=True)
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        status, message = 2, f"error: {error}\n"
     except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
-    return 0
+        status, message = 130, "stopped; the same command goes on from here\n" if is_main() else None
+    except SystemExit as stop:
+        status = stop.code
+    except Exception:
+        if not is_initialised():
+            raise
+        status, message = 1, traceback.format_exc()
+    if message is not None:
+        _tell(message)
+    # Not before: the frames of an error hold networks that use the group until they are deleted.
+    leave_group(wait=status == 0)
+    return status
+
+
+def _tell(message: str) -> None:
+    """Write why a command ends. Ranks mostly end for the same reason, which is told once: torchrun ends the others as
+    soon as rank zero has told it and is gone. What another rank alone has to tell comes a little later.
+    """
+    if not is_main():
+        time.sleep(HEAD_START_SECONDS)
+    sys.stderr.write(message)
+    sys.stderr.flush()
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ stages which only share out files need no process group.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -45,6 +46,22 @@ def barrier() -> None:
     """Wait until every rank is here; nothing to do without a process group."""
     if is_initialised() and dist.get_world_size() > 1:
         dist.barrier()
+
+
+def leave_group(*, wait: bool) -> None:
+    """Take this process out of the process group, if there is one: the last thing that a command does.
+
+    A process that ends inside its group may be aborted by threads that still talk to the others.
+
+    Args:
+        wait: for all ranks to come here; one that failed has closed its connections, which ends the waiting.
+    """
+    if not is_initialised():
+        return
+    if wait:
+        with contextlib.suppress(RuntimeError):
+            barrier()
+    dist.destroy_process_group()
 
 
 def shard(sequence: Sequence[Item]) -> Sequence[Item]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from utils import distributed
+from utils import cli, distributed
 from utils.device import autocast, precision_dtype, select_device
 from utils.errors import ConfigError, DataError
 
@@ -76,6 +80,68 @@ def test_two_processes(tmp_path: Path) -> None:
         assert (total, size) == ([2.0, 1.0], 2)
         assert gathered == [("rank", 0), ("rank", 1), "no such picture", "done"]
         assert part == [[0, 2, 4], [1, 3]][rank]
+
+
+def _command(rank: int, init: str, folder: Path, case: str) -> None:
+    """Let `run_command` run one of two ranks, and note down what it wrote and when."""
+    sys.stderr = open(folder / f"{rank}.txt", "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    cli.HEAD_START_SECONDS = 0.1
+
+    def work() -> None:
+        dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+        distributed.barrier()
+        if case == "late" and rank == 0:
+            time.sleep(0.5)
+            (folder / "report").touch()
+        if rank == 1 and case in ("own error", "bug"):
+            raise DataError("no such picture") if case == "own error" else ZeroDivisionError("a bug")
+        if rank == 0 and case == "waits":
+            raise DataError("only here")
+
+    status = cli.run_command(work)
+    assert not dist.is_initialized()
+    assert case != "late" or (folder / "report").exists()  # rank one waited
+    sys.stderr.flush()
+    os._exit(status)
+
+
+@pytest.mark.parametrize(
+    ("case", "statuses", "told"),
+    [
+        ("late", [0, 0], ["", ""]),
+        ("own error", [0, 2], ["", "error: no such picture\n"]),
+        ("bug", [0, 1], ["", "Traceback"]),
+        ("waits", [2, 0], ["error: only here\n", ""]),
+    ],
+)
+def test_commands_of_two_processes_end_together(
+    tmp_path: Path, case: str, statuses: list[int], told: list[str]
+) -> None:
+    context = multiprocessing.get_context("fork")
+    children = [context.Process(target=_command, args=(i, f"file://{tmp_path}/init", tmp_path, case)) for i in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == statuses
+    for rank, start in enumerate(told):
+        text = (tmp_path / f"{rank}.txt").read_text()
+        assert text.startswith(start)
+        assert start or not text
+
+
+def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(
+        "import sys\nfrom utils.cli import run_command\nfrom utils.errors import DataError\n\n"
+        "def work():\n    raise DataError('no such picture')\n\nsys.exit(run_command(work))\n"
+    )
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    done = subprocess.run(
+        [*words, str(tmp_path / "fails.py")], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.count("error: no such picture") == 1
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
