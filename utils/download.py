@@ -99,6 +99,9 @@ def download(file: RemoteFile, target: Path, *, attempts: int = ATTEMPTS, pause_
     """
     if _is_checked(target, file):
         return target
+    if target.is_file() and _mismatch(target, file) is None:  # first, because the cache may be read-only
+        _mark_checked(target)
+        return target
     with _lock(target):
         if _is_checked(target, file):  # another process was faster
             return target
@@ -144,15 +147,22 @@ def _mark_checked(target: Path) -> None:
 @contextlib.contextmanager
 def _lock(target: Path) -> Iterator[None]:
     path = target.with_name(f".{target.name}.lock")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="ascii") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(open(path, "w", encoding="ascii"))
+        except OSError as error:
+            raise _cannot_write(target.parent, error) from error
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
             yield
-    except PermissionError as error:
-        raise UserError(
-            f"{target.parent}: downloads cannot be written there. Set UNMASKED_CACHE to another folder."
-        ) from error
+        except PermissionError as error:
+            raise _cannot_write(target.parent, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f"{folder}: downloads cannot be written there ({reason}). Set UNMASKED_CACHE to another folder.")
 
 
 def _mismatch(path: Path, file: RemoteFile) -> str | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 import pytest
 
@@ -143,6 +145,23 @@ def test_a_right_file_put_there_by_hand_needs_no_network(tmp_path: Path) -> None
     target = tmp_path / "file.bin"
     target.write_bytes(BODY)
     assert get("http://127.0.0.1:9/none", target) == target
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_what_it_holds_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there.pt").write_bytes(BODY)
+    url, plain_open = "http://127.0.0.1:9/none", open
+
+    def refuse(path: str | Path, mode: str = "r", *args: object, **options: object) -> IO[bytes]:
+        if "r" in mode:
+            return plain_open(path, mode, *args, **options)
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert get(url, tmp_path / "there.pt") == tmp_path / "there.pt"
+    with pytest.raises(UserError, match=r"cannot be written there \(Read-only file system\)\. Set UNMASKED_CACHE to"):
+        get(url, tmp_path / "absent.pt")
 
 
 def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server: str, tmp_path: Path) -> None:
