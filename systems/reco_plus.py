@@ -47,6 +47,7 @@ DECISIVE = (*DEEPLAB_DECISIVE, "ignore_index", "train_image_size", "scale_range"
 def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False) -> RunFolder:
     """Go from names and unlabelled pictures, or from label PNGs, to a segmenter; see `systems.reco.train`."""
     names, run = reco_places.label_names(settings), RunFolder(reco_places.run_path(settings))
+    reco_places.category_names(settings)  # of a benchmark: one for each of its labels, even where PNGs are given
     if dry_run:
         from systems.reco_dry_run import describe
 
@@ -231,6 +232,12 @@ def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
     from training.launch import evaluation_device
 
     device = evaluation_device(settings.device, settings.precision)
+    sought = reco_places.category_names(settings)
+    if reco_places.has_table(settings) and settings.categories is not None:
+        logger.warning(
+            "categories: %s, ... are words that ReCo looks for; weights of ReCo+ have the labels of %s, and are scored "
+            "by their names", ", ".join(sought[:3]), settings.dataset_name,
+        )  # fmt: skip
     benchmark = open_split(settings, settings.split, with_labels=True)
     stored = read_deeplab(weights, benchmark.num_classes)
     check_stored_names(stored, benchmark.category_names, benchmark.name)

@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from utils.setting_blocks import RunSettings
-from utils.setting_types import Block, NonNegativeFloat, PathOrName, PositiveFloat
+from utils.setting_types import Block, NonNegativeFloat, PathOrName, PositiveFloat, Problem
 
 SegmenterName = Literal["deeplabv3plus_resnet50", "deeplabv3plus_resnet101", "deeplabv3plus_mobilenet"]
 SEGMENTER_PREFIX = "deeplabv3plus_"
+NEEDS_BENCHMARK = "a benchmark (dataset_name) and its folder (dir_val_dataset)"
 
 
 class DeepLabOptimiserSettings(Block):
@@ -37,3 +38,10 @@ class DeepLabSettings(RunSettings):
     def backbone(self) -> str:
         """Name of the backbone, as networks know it."""
         return self.segmenter.removeprefix(SEGMENTER_PREFIX)
+
+    def check_selection(self, *, is_scored: bool) -> list[Problem]:
+        """A problem if the best weights are to be kept of a training without scores."""
+        if self.select_on != "val" or is_scored:
+            return []
+        text = f"val, but the training has no scores to choose by; expected {NEEDS_BENCHMARK}"
+        return [Problem(("select_on", "dataset_name"), text)]

@@ -101,6 +101,8 @@ class NamedMaskSettings(DeepLabSettings, RecipeSettings):
         problems = super().check(task)
         if task == "train":
             problems += self._check_batches() + self._check_backbones()
+            if self.goes_on_after("experts") or self.scores_single_categories:
+                problems += self.check_selection(is_scored=self.evaluates_in_training)
             if self.experts.weights_dir is not None:
                 purpose = "experts' weights, one expert_<category>.pt each"
                 problems += needs_dir("experts.dir_weights", self.experts.weights_dir, purpose)

@@ -29,7 +29,7 @@ from utils.setting_types import (
     needs_file,
     one_of,
 )
-from utils.settings_deeplab import DeepLabSettings, SegmenterName
+from utils.settings_deeplab import NEEDS_BENCHMARK, DeepLabSettings, SegmenterName
 from utils.settings_retrieval import RetrievalSettings
 
 PLAIN_FOLDER, CRF_FOLDER = "dt", "dt_crf"  # of label PNGs without and with the CRF, as in the release
@@ -179,7 +179,9 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
         if not self.uses_references:
             return problems + (self._check_scoring() if task == "train" else [])
         problems += needs_file("reference_path", self.reference_path) if task is not None else []
-        return problems + (self._check_training() if task == "train" and self.trains else [])
+        if task != "train":
+            return problems
+        return problems + (self._check_training() if self.trains else self._check_labelling())
 
     def _check_networks(self, task: Task | None) -> list[Problem]:
         """Names and files of the networks that a task needs, which are loaded after stages that take hours."""
@@ -211,8 +213,27 @@ class RecoSettings(DeepLabSettings, RetrievalSettings):
             problems.append(Problem(("stop_after", "method"), text))
         return problems
 
+    def _check_labelling(self) -> list[Problem]:
+        """What ReCo needs to label or to score a split."""
+        if self.benchmark_dir is not None and self.dataset_name is not None:
+            return []
+        if not self.goes_on_after("references") or not (self.write_pseudo_labels or self.split != "val"):
+            return []
+        key, value = ("write_pseudo_labels", "true") if self.write_pseudo_labels else ("split", self.split)
+        text = f"{value}, but there is no benchmark whose pictures ReCo could label; expected {NEEDS_BENCHMARK}, or "
+        text += "method=reco_plus, which labels pictures of yours (dir_pictures)"
+        return [Problem((key, "dataset_name"), text)]
+
+    def _check_scores(self) -> list[Problem]:
+        """What only a training with scores can do."""
+        problems = self.check_selection(is_scored=self.evaluates_in_training)
+        if self.validate_with_crf and not self.evaluates_in_training:
+            text = f"true, but the training has no scores; expected {NEEDS_BENCHMARK}"
+            problems.append(Problem(("validate_with_crf", "dataset_name"), text))
+        return problems
+
     def _check_training(self) -> list[Problem]:
-        problems = []
+        problems = self._check_scores() if self.goes_on_after("prediction") else []
         if self.train_loader.batch_size // self.accumulate_steps < 2:
             text = "expected at least 2 samples in every pass: batch norm has no statistics of one"
             problems.append(Problem(("train_dataloader_kwargs", "accumulate_steps"), text))

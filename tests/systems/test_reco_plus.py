@@ -282,6 +282,14 @@ def test_a_wrong_file_for_the_backbone_is_told_at_once(
     reco.train(tiny_settings(world, tmp_path / "again", *words))
 
 
+def test_other_categories_than_those_of_the_benchmark(world: World, labels: str, trained: Path, tmp_path: Path) -> None:
+    few = "categories=[a, b]"
+    with pytest.raises(ConfigError, match="2 names for the 27 labels of cityscapes"):
+        reco.evaluate(tiny_settings(world, tmp_path, PLUS, few, task="evaluate"), trained)
+    with pytest.raises(ConfigError, match="2 names for the 27 labels of cityscapes"):
+        reco.train(tiny_settings(world, tmp_path, PLUS, labels, few))
+
+
 def test_settings_of_another_run_are_refused(world: World, trained: Path, labels: str) -> None:
     settings = tiny_settings(world, trained.parents[3], PLUS, labels, "scale_range=[1.0, 2.0]")
     with pytest.raises(ConfigError, match="scale_range"):

@@ -43,6 +43,35 @@ def problems(tmp_path: Path, text: str, *words: str, task: str | None = None) ->
     return [line.strip().replace(f"{tmp_path}/", "") for line in str(caught.value).splitlines()[1:]]
 
 
+BENCHMARK = "a benchmark (dataset_name) and its folder (dir_val_dataset)"
+
+
+def test_what_needs_a_benchmark_is_refused_without(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    text = f"{SMALL}dir_train_dataset: own\nretrieval_clip: RN50\n"
+    plus = [*("method=reco_plus", "backbone_weights=null"), *("select_on=val", "validate_with_crf=true")]
+    assert problems(tmp_path, text, *plus, task="train") == [
+        f"command line: select_on: val, but the training has no scores to choose by; expected {BENCHMARK}",
+        f"command line: validate_with_crf: true, but the training has no scores; expected {BENCHMARK}",
+    ]
+    load(tmp_path, text, *plus, "stop_after=prediction", task="train")
+    reason = f"but there is no benchmark whose pictures ReCo could label; expected {BENCHMARK}, or method=reco_plus"
+    for word in ("write_pseudo_labels=true", "split=train", "split=test"):
+        key, value = word.split("=")
+        for words in ((), ("dataset_name=kitti_step", "categories=null")):
+            (line,) = problems(tmp_path, text, word, *words, task="train")
+            assert line.startswith(f"command line: {key}: {value}, {reason}")
+        load(tmp_path, text, word, "stop_after=references", task="train")
+
+
+@pytest.mark.parametrize("words", [(), ("dataset_name=voc2012_category", "stop_after=experts", "categories=null")])
+def test_namedmask_needs_a_benchmark_for_its_best_weights(tmp_path: Path, words: tuple[str, ...]) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "c.yaml").write_text("system: namedmask\ncategories: [cat]\ndir_train_dataset: own\n")
+    with pytest.raises(ConfigError, match="select_on: val, but the training has no scores to choose by"):
+        load_settings(tmp_path / "c.yaml", ["select_on=val", "backbone_weights=null", *words], task="train")
+
+
 PUBLISHED = """system: reco
 dataset_name: cityscapes
 dir_ckpt: runs
