@@ -34,7 +34,7 @@ from systems.deeplab import (
     segmenter_name,
     train_deeplab,
 )
-from systems.run_weights import check_names_to_find, folder_of
+from systems.run_weights import check_names_to_find, folder_of, with_nearest
 from training.run_folder import RunFolder
 from utils.config import load_settings, settings_from_dict
 from utils.device import select_device
@@ -410,9 +410,10 @@ def _known_names(categories: Sequence[str], known: Sequence[str]) -> list[str]:
     unknown = [name for name in names if name not in known]
     if unknown:
         shown = ", ".join(known[1:11]) + (", ..." if len(known) > 11 else "")
+        are = "is" if len(unknown) == 1 else "are"
         raise ConfigError(
             f"--categories: this network was trained for {len(known) - 1} categories, and "
-            f"{', '.join(map(repr, unknown))} is not among them: {shown}. Train one for these names, or use a ZUTIS "
-            "segmenter, which takes any names."
+            f"{with_nearest(unknown, known[1:])} {are} not among them: {shown}. Train one for these names, or use a "
+            "ZUTIS segmenter, which takes any names."
         )
     return names

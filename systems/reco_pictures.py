@@ -17,7 +17,7 @@ from systems.deeplab import StoredDeepLab, read_deeplab
 from systems.reco_predict import PixelSegmenter, RecoPlusSegmenter, RecoSegmenter, make_refiner, segment_stream
 from systems.reco_references import RecoNetworks, reference_settings
 from systems.reco_weights import reference_file, references_in
-from systems.run_weights import check_names_to_find, folder_of, has_weights
+from systems.run_weights import check_names_to_find, folder_of, has_weights, with_nearest
 from utils.config import load_settings, settings_from_dict
 from utils.device import select_device
 from utils.drawing import palette
@@ -27,6 +27,15 @@ from utils.settings import RecoSettings
 
 logger = get_logger(__name__)
 _NUM_CLASSES = {27: ("cityscapes", "coco_stuff"), 19: ("kitti_step",), 59: ("pascal_context",)}
+# What a run lacks of a name, and what to do.
+_WITHOUT_REFERENCE = (
+    "has no reference of",
+    "Run train.py with these names first: ReCo itself needs no training, only pictures to retrieve from.",
+)
+_NOT_TRAINED = (
+    "was not trained for",
+    "Train one for these names (train.py), or use ReCo itself (method=reco), which needs pictures alone, no training.",
+)
 
 
 def segment_pictures(
@@ -132,7 +141,7 @@ def _with_references(
     if categories is None:
         names = reco_places.category_names(settings)
     else:
-        names = _known_names(categories, list(known.names), "has no reference of")
+        names = _known_names(categories, list(known.names), *_WITHOUT_REFERENCE)
     references = in_order(known, names, path, tells_extra=False)
     check_width(references, networks.encoder.width, path)
     return RecoSegmenter(networks.with_references(references), device, settings.precision), names
@@ -151,19 +160,16 @@ def _trained(
             f"{stored.source}: these weights have {stored.network.num_classes} classes, but the settings name "
             f"{len(known)}. Set dataset_name or categories to what they were trained for."
         )
-    names = known if categories is None else _known_names(categories, known, "was not trained for")
+    names = known if categories is None else _known_names(categories, known, *_NOT_TRAINED)
     classes = None if names == known else [known.index(name) for name in names]
     return RecoPlusSegmenter(stored.network.to(device), device, settings.precision, classes=classes), names
 
 
-def _known_names(categories: Sequence[str], known: Sequence[str], lacks: str) -> list[str]:
+def _known_names(categories: Sequence[str], known: Sequence[str], lacks: str, advice: str) -> list[str]:
     """The names to find; ConfigError unless all of them are known."""
     names = check_names_to_find(categories)
     unknown = [name for name in names if name not in known]
     if unknown:
         shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-        raise ConfigError(
-            f"--categories: this run {lacks} {', '.join(map(repr, unknown))}; it knows {shown}. Run train.py with "
-            "these names first: ReCo itself needs no training, only pictures to retrieve from."
-        )
+        raise ConfigError(f"--categories: this run {lacks} {with_nearest(unknown, known)}; it knows {shown}. {advice}")
     return names

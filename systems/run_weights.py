@@ -8,6 +8,7 @@ from typing import Any
 
 from networks.checkpoints import read_checkpoint
 from training.run_folder import RunFolder
+from utils.config_problems import nearest
 from utils.errors import ConfigError, WeightsError
 
 
@@ -65,3 +66,9 @@ def check_names_to_find(categories: Sequence[str]) -> list[str]:
     if twice:
         raise ConfigError(f"--categories: given more than once: {', '.join(map(repr, twice))}")
     return cleaned
+
+
+def with_nearest(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Names that are not known, each with the known one that looks most like it: "'Sky' (did you mean 'sky'?)"."""
+    hints = {name: nearest(name, known) for name in unknown}
+    return ", ".join(f"{name!r} (did you mean {hint!r}?)" if hint else repr(name) for name, hint in hints.items())

@@ -118,6 +118,7 @@ def test_segmenting_pictures(namedmask_run: Path, tmp_path: Path) -> None:
     ("names", "message"),
     [
         (["fish", "whale"], "trained for 3 categories, and 'whale' is not among them: fish, house, car"),
+        (["Fish", "ship"], r"and 'Fish' \(did you mean 'fish'\?\), 'ship'.* are not among them: fish, house, car"),
         (["fish", ""], "one is empty"),
         (["fish", "fish"], "more than once: 'fish'"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -17,8 +18,11 @@ import train
 from datasets.shapes.world import World
 from pseudo_labels.references import read_references
 from systems import find_system
+from systems.evaluation_pictures import last_panels
+from systems.reco_shown import NUM_SHOWN
 from systems.reco_weights import reference_file
 from tests.systems.tiny_reco import make_stuff_world, tiny_words
+from training.run_folder import RunFolder
 from utils.files import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +77,20 @@ def test_names_become_references(run: Path) -> None:
     assert find_system(run) == "reco"
 
 
+def test_the_report_shows_own_pictures_segmented(run: Path, pictures: Path) -> None:
+    panels = last_panels(RunFolder(run))
+    assert 4 <= len(panels) <= NUM_SHOWN
+    assert {panel.parts for panel in panels} == {("picture", "prediction with CRF")}
+    assert {panel.name for panel in panels} <= {path.name for path in pictures.rglob("*.jpeg")}
+    assert {name for panel in panels for name, _ in panel.colours.values()} <= set(NAMES)
+    page = (run / "report.html").read_text()
+    assert "From left to right: picture, prediction with CRF." in page
+    assert all(panel.name in page for panel in panels)
+    assert "rgb(" in page
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page.partition("have in common</h2>")[2])
+    assert [caption.partition(":")[0] for caption in captions] == [*NAMES, "tree (context)"]
+
+
 def test_pictures_are_segmented_by_names(
     run: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -88,7 +106,9 @@ def test_pictures_are_segmented_by_names(
         assert 1 <= np.asarray(Image.open(path)).min() <= np.asarray(Image.open(path)).max() <= 4
 
 
-def test_some_of_the_names_with_and_without_the_crf(run: Path, pictures: Path, tmp_path: Path) -> None:
+def test_some_of_the_names_with_and_without_the_crf(
+    run: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     (first, *_) = sorted(pictures.rglob("*.jpeg"))
     options = ["--weights", str(run / "references.safetensors"), "--images", str(first), "--categories", "house,sky"]
     for name, more in (("plain", ["crf=off"]), ("crf", []), ("small", ["picture_long_edge=32"])):
@@ -98,12 +118,16 @@ def test_some_of_the_names_with_and_without_the_crf(run: Path, pictures: Path, t
         assert labels.shape == Image.open(first).size[::-1]
         assert set(np.unique(labels)) <= {1, 2}
     assert [c["name"] for c in read_json(tmp_path / "crf" / "instances.json")["categories"]] == ["house", "sky"]
+    assert "not used" not in capfd.readouterr().err  # the others were left out on purpose
 
 
 def test_names_without_a_reference_are_refused(run: Path, pictures: Path, capfd: pytest.CaptureFixture) -> None:
     assert inference.main(["--weights", str(run), "--images", str(pictures), "--categories", "whale"]) == 2
     told = capfd.readouterr().err
     assert "--categories: this run has no reference of 'whale'; it knows road, sky, grass, house. Run train.py" in told
+    assert inference.main(["--weights", str(run), "--images", str(pictures), "--categories", "Sky,houses"]) == 2
+    told += capfd.readouterr().err
+    assert "no reference of 'Sky' (did you mean 'sky'?), 'houses' (did you mean 'house'?); it knows" in told
     assert "Traceback" not in told
 
 
@@ -132,6 +156,8 @@ def test_a_network_trained_on_own_pictures(
     page = (tmp_path / "mine" / "report.html").read_text()
     assert "ReCo+: your own categories" in page
     assert "Training" in page
+    assert "picture, label that it learnt from, prediction with CRF" in page
+    assert len(last_panels(RunFolder(tmp_path / "mine"))) == 8
 
 
 def test_pictures_of_another_place_to_learn_from(run: Path, world: World, pictures: Path, tmp_path: Path) -> None:

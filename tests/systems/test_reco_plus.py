@@ -335,8 +335,10 @@ def test_pictures_by_a_trained_network(trained: Path, tmp_path: Path) -> None:
         assert set(np.unique(found)) <= {1, 2}  # no pixel is without a category
     document = read_json(out / "instances.json")
     assert [category["name"] for category in document["categories"]] == ["sky", "road"]
-    with pytest.raises(ConfigError, match=r"was not trained for 'whale'; it knows road, sidewalk"):
-        reco.segment_pictures(trained, [tmp_path], categories=["whale"], output_dir=out)
+    with pytest.raises(ConfigError) as caught:
+        reco.segment_pictures(trained, [tmp_path], categories=["Sky", "road", "xylophone"], output_dir=out)
+    assert "was not trained for 'Sky' (did you mean 'sky'?), 'xylophone'; it knows road, sidewalk" in str(caught.value)
+    assert "Train one for these names (train.py), or use ReCo itself (method=reco)" in str(caught.value)
 
 
 def test_pictures_by_a_published_file(tmp_path: Path) -> None:
