@@ -77,12 +77,18 @@ def _run_stages(settings: RecoSettings, names: Sequence[str], networks: RecoNetw
     references = prepare_references(settings, networks)
     if references is None:
         return
+    from systems import reco_shown
+
     keep_references(settings, run)
     if settings.benchmark_dir is not None and settings.goes_on_after("references"):
         if settings.writes_pseudo_labels:
-            label_benchmark(settings, networks, run)
+            folder = label_benchmark(settings, networks, run)
+            if is_main():
+                reco_shown.show_labels(folder, run, num_pictures=settings.max_images)
         else:
             score_references(settings, networks, references, run)
+    elif settings.goes_on_after("references") and is_main():
+        reco_shown.show_references(settings, networks, references, run)
     if is_main():
         from systems.reco_report import write_reco_report
 

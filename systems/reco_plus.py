@@ -81,10 +81,14 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
     if not settings.goes_on_after("prediction"):
         logger.info("stopped after %s, as asked", settings.stop_after)
         return
-    _fit(settings, names, training_set(settings, pictures, label_dir, left_out), benchmark, run, fabric, resume)
+    samples = training_set(settings, pictures, label_dir, left_out)
+    _fit(settings, names, samples, benchmark, run, fabric, resume)
     if is_main():
+        from systems import reco_shown
         from systems.reco_report import write_reco_report
 
+        if benchmark is None:
+            reco_shown.show_training(settings, samples, fabric.device, run)
         write_reco_report(run, settings, **report_heading(settings, names))
 
 
