@@ -185,6 +185,19 @@ def _embedding_folders(
     return [archive_path.parent / name for name in names]
 
 
+def folders_to_embed(
+    index_dirs: Sequence[str | Path], embedding_paths: Sequence[str | Path], archive_path: str | Path
+) -> list[Path]:
+    """Index folders whose pictures `retrieve_archive` embeds itself, or has embedded; arguments as there."""
+    paths = _embedding_folders(index_dirs, embedding_paths, Path(archive_path))
+    return [Path(folder) for folder, path in zip(index_dirs, paths, strict=True) if not _is_given(path)]
+
+
+def _is_given(path: Path) -> bool:
+    """Whether embeddings are a file, or a folder that another program made."""
+    return path.is_file() or ((path / "img_emb").is_dir() and not (path / "index.json").exists())
+
+
 def _embed_if_needed(
     image_dir: str | Path,
     path: Path,
@@ -197,8 +210,7 @@ def _embed_if_needed(
     strict: bool,
     extend: bool,
 ) -> None:
-    is_foreign = (path / "img_emb").is_dir() and not (path / "index.json").exists()
-    if path.is_file() or is_foreign:
+    if _is_given(path):
         return
     if path.suffix in (".pkl", ".pickle"):
         raise DataError(

@@ -260,6 +260,7 @@ def _describe(settings: NamedMaskSettings, names: Sequence[str], run: RunFolder)
         _check_backbone_of_experts(settings, run)
     archive = stages.preview_archive(settings, names, run)
     if archive is None:
+        stages.describe_index(settings, run)
         logger.info("retrieval, pseudo-masks and a batch are left for the real run: nothing is retrieved yet")
         return
     masks: Masks = stages.mask_store(settings)

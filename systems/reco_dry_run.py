@@ -10,9 +10,9 @@ import torch
 from networks.patch_encoders import needs_download
 from pseudo_labels.reference_building import needed_categories
 from pseudo_labels.references import check_width, in_order
-from systems import reco_places
+from systems import reco_places, stages
 from systems.reco_labels import LabelFolder
-from systems.reco_references import RecoNetworks, known_references, reference_settings
+from systems.reco_references import RecoNetworks, index_settings, known_references, reference_settings
 from systems.reco_stages import open_split, open_training_pictures
 from training.run_folder import RunFolder
 from utils.log import get_logger
@@ -83,6 +83,7 @@ def _describe_references(settings: RecoSettings, networks: RecoNetworks) -> None
     if known is not None and not needs_download(settings.encoder_arch, settings.encoder_weights):
         check_width(known, networks.encoder.width, path)
     if missing:
+        stages.describe_index(index_settings(settings), RunFolder(reco_places.shared_path(settings)))
         logger.info("references to compute: %d", len(missing))
     else:
         in_order(known, names, path)
@@ -91,7 +92,7 @@ def _describe_references(settings: RecoSettings, networks: RecoNetworks) -> None
 
 def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:
     """ReCo+: pair pictures and label PNGs, build the segmenter, and read a batch, as far as there are label PNGs."""
-    from systems import reco_plus, stages
+    from systems import reco_plus
     from systems.deeplab import preview_network
 
     network = preview_network(settings, len(names)) if settings.goes_on_after("prediction") else None

@@ -144,6 +144,26 @@ def preview_archive(settings: RetrievalSettings, names: Sequence[str], run: RunF
     return read_archive(path, categories=names, num_images=settings.num_images, path_map=settings.path_map)
 
 
+def describe_index(settings: RetrievalSettings, run: RunFolder) -> None:
+    """For `--dry-run`: count the pictures that retrieval embeds, as far as there is no image archive yet.
+
+    Raises:
+        DataError: a folder without a picture.
+    """
+    from retrieval.archive import folders_to_embed
+    from retrieval.sources import list_sources
+
+    path = archive_path(settings, run)
+    if path.is_file():
+        return
+    for folder in folders_to_embed(settings.index_dirs, settings.embedding_paths, path):
+        try:
+            found = list_sources([folder])
+        except DataError as error:
+            raise DataError(f"dir_train_dataset: {error}") from error
+        logger.info("index: %d pictures to retrieve from in %s", len(found.pictures), folder)
+
+
 def build_archive(settings: RetrievalSettings, names: Sequence[str], run: RunFolder) -> Archive:
     """Retrieve pictures for every category, or read the file that an earlier retrieval (or the release) left.
 

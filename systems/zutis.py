@@ -197,6 +197,8 @@ def _describe(settings: ZutisSettings, names: Sequence[str], run: RunFolder) -> 
     if settings.evaluates_in_training:
         logger.info("benchmark: %s", stages.open_benchmark(settings, names).protocol["benchmark"])
     archive = stages.preview_archive(settings, names, run)
+    if archive is None:
+        stages.describe_index(settings, run)
     network, _ = build_from_clip(settings, names)
     if archive is None:
         logger.info("retrieval, pseudo-masks and a batch are left for the real run: nothing is retrieved yet")

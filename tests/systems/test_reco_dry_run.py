@@ -100,6 +100,15 @@ def test_given_label_pngs_stand_for_all_of_reco(world: World, tmp_path: Path, lo
     assert "batch (two samples read)" in log_text.text
 
 
+def test_pictures_to_retrieve_from_are_counted(world: World, tmp_path: Path, log_text) -> None:
+    dry_run(world, tmp_path)
+    assert f"index: 6 pictures to retrieve from in {world.stuff_index_dir / 'train'}" in log_text.text
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    for method in METHODS[:2]:
+        with pytest.raises(DataError, match=r"dir_train_dataset: no pictures found in .*empty/train\."):
+            dry_run(world, tmp_path, f"dir_train_dataset={tmp_path / 'empty'}", method)
+
+
 def test_an_encoder_that_does_not_exist(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody"):
         dry_run(world, tmp_path, "encoder_arch=nobody")

@@ -17,9 +17,9 @@ from datasets.shapes.categories import CATEGORY_NAMES
 from datasets.shapes.world import World
 from networks.checkpoints import read_state_dict
 from networks.zutis import zutis_from_state_dict
-from systems import zutis
+from systems import namedmask, zutis
 from tests.processes import run_process, run_ranks
-from tests.systems.tiny_world import tiny_settings
+from tests.systems.tiny_world import tiny_namedmask_settings, tiny_settings
 from utils.errors import ConfigError, DataError, UserError, WeightsError
 
 
@@ -199,6 +199,19 @@ def test_a_folder_without_pictures_is_refused(tiny_world: World, tmp_path: Path)
     settings = tiny_settings(tiny_world, tmp_path, f"dir_train_dataset={tmp_path / 'empty'}")
     with pytest.raises(UserError, match="empty"):
         zutis.train(settings)
+
+
+@pytest.mark.parametrize("system", ["zutis", "namedmask"])
+def test_a_dry_run_counts_the_pictures_to_retrieve_from(
+    tiny_world: World, tmp_path: Path, log_text: pytest.LogCaptureFixture, system: str
+) -> None:
+    recipe, make = {"zutis": (zutis, tiny_settings), "namedmask": (namedmask, tiny_namedmask_settings)}[system]
+    recipe.train(make(tiny_world, tmp_path), dry_run=True)
+    assert f"index: 24 pictures to retrieve from in {tiny_world.imagenet_dir / 'train'}" in log_text.text
+    (tmp_path / "empty").mkdir()
+    settings = make(tiny_world, tmp_path, f"dir_train_dataset={tmp_path / 'empty'}")
+    with pytest.raises(DataError, match=r"dir_train_dataset: no pictures found in .*empty\. Expected files ending in"):
+        recipe.train(settings, dry_run=True)
 
 
 def test_dry_run_writes_nothing(tiny_world: World, trained: Path, tmp_path: Path, log_text) -> None:
