@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,13 @@ class Protocol:
             rows.append(("instances", f"non-maximum suppression: {self.suppression}; COCO mask AP"))
         return rows + [(name, str(value)) for name, value in self.extra.items()]
 
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> Protocol:
+        """The protocol that `to_dict` wrote; entries that only another version knows are left out."""
+        known = {entry.name for entry in fields(cls)}
+        values = {name: value for name, value in entries.items() if name in known}
+        return cls(**{**values, "category_names": tuple(values["category_names"])})
+
     def to_dict(self) -> dict[str, Any]:
         """All entries as plain values, for JSON."""
         return {**asdict(self), "category_names": list(self.category_names)}
@@ -70,8 +77,8 @@ def format_scores(
         class_iou: IoU per class, in the order of the protocol's names.
         num_classes: list the best and the worst so many classes as well.
     """
-    width = max([24, *(len(_shown_name(name)) for name in scores)])
-    lines = [f"{_shown_name(name):>{width}}  {_per_cent(value)}" for name, value in scores.items()]
+    width = max([24, *(len(shown_name(name)) for name in scores)])
+    lines = [f"{shown_name(name):>{width}}  {_per_cent(value)}" for name, value in scores.items()]
     if class_iou is not None and num_classes > 0:
         pairs = zip(class_iou, protocol.category_names, strict=True)
         ranked = sorted((pair for pair in pairs if pair[0] == pair[0]), reverse=True)
@@ -105,8 +112,12 @@ def write_results(
     write_json(path, document)
 
 
-def _shown_name(name: str) -> str:
-    """A score's name for people; those of refined labels carry the refiner behind them: "mean IoU, CRF"."""
+def shown_name(name: str) -> str:
+    """A score's name for people; those of refined labels carry the refiner behind them: "mean IoU, CRF".
+
+    Args:
+        name: in results: "mean_iou_crf".
+    """
     for plain, shown in _PER_CENT.items():
         if name.startswith(f"{plain}_"):
             return f"{shown}, {name.removeprefix(f'{plain}_').upper()}"

@@ -13,7 +13,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 
-from evaluation.protocol import Protocol
+from evaluation.protocol import Protocol, shown_name
 from evaluation.report import Figure, Section, Table, contact_sheet, draw_curves
 from utils.drawing import colourise, outline, panel
 from utils.images import read_rgb
@@ -133,14 +133,20 @@ def _archive_table(archive: Archive, masks: Mapping[str, ReadMask], truth: Index
 
 
 def curves_section(records: Iterable[Mapping[str, float]]) -> Section:
-    """Losses and scores of `metrics.jsonl` over iterations."""
+    """Losses and scores (in per cent) of `metrics.jsonl` over iterations."""
     records = [dict(record) for record in records]
     names = {name for record in records for name in record}
     losses = sorted(name for name in names if name == "loss" or name.endswith("_loss"))
     figures = [Figure("losses", draw_curves(records, losses, title="training losses"), "losses")]
-    scores = [name for name in ("mean_iou", "mean_iou_crf", "pixel_accuracy", "AP", "AP_50") if name in names]
+    scores = [name for name in ("mean_iou", "mean_iou_crf", "iou", "pixel_accuracy", "AP", "AP_50") if name in names]
     if scores:
-        figures.append(Figure("scores", draw_curves(records, scores, title="validation scores"), "scores"))
+        shown = [
+            {"iteration": record["iteration"]}
+            | {shown_name(name): 100 * record[name] for name in scores if record.get(name, -1) != -1}
+            for record in records
+        ]
+        curves = draw_curves(shown, list(map(shown_name, scores)), title="validation scores, %")
+        figures.append(Figure("scores", curves, "scores"))
     return Section("Training", (), (), figures)
 
 

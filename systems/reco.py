@@ -20,6 +20,7 @@ from systems import reco_places, scoring
 from systems.reco_labels import LabelFolder, score_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter
 from systems.reco_references import RecoNetworks, find_archive, find_references, reference_settings
+from systems.reco_results import LABEL_RESULTS, RECO, keep_results
 from systems.reco_stages import describe_method, label_split, make_segmenter, open_split
 from systems.reco_weights import keep_references, reference_file
 from training.launch import evaluation_device
@@ -30,7 +31,7 @@ from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
 
 logger = get_logger(__name__)
-LABEL_SCORES = "results_pseudo_labels.json"
+LABEL_SCORES = LABEL_RESULTS
 
 
 # ---- the stages -----------------------------------------------------------------------------------------------------
@@ -86,6 +87,7 @@ def _run_stages(settings: RecoSettings, names: Sequence[str], networks: RecoNetw
             if is_main():
                 reco_shown.show_labels(folder, run, num_pictures=settings.max_images)
         else:
+            keep_results(run, RECO)
             score_references(settings, networks, references, run)
     elif settings.goes_on_after("references") and is_main():
         reco_shown.show_references(settings, networks, references, run)

@@ -16,6 +16,7 @@ from evaluation.evaluate import EvaluationResult
 from networks.reco import DenseNames
 from systems import reco_places, reco_stages, scoring
 from systems.reco_references import RecoNetworks
+from systems.reco_results import DENSE_CLIP, keep_results
 from training.launch import evaluation_device
 from training.run_folder import RunFolder
 from utils.distributed import is_main
@@ -48,6 +49,7 @@ def score_benchmark(settings: RecoSettings, run: RunFolder) -> EvaluationResult:
         )
 
     with run.locked():
+        keep_results(run, DENSE_CLIP)
         result = scoring.evaluate_weights(settings, benchmark, run, score)
         if is_main():
             from systems.reco_report import write_reco_report

@@ -27,6 +27,7 @@ from systems.deeplab import (
 from systems.reco_labels import RECORD
 from systems.reco_predict import CrfRefiner, PixelSegmenter, RecoPlusSegmenter, describe_refiner, make_refiner
 from systems.reco_references import RecoNetworks
+from systems.reco_results import RECO_PLUS, keep_results
 from systems.reco_stages import label_split, open_split, open_training_pictures
 from systems.reco_weights import keep_references
 from training.run_folder import RunFolder
@@ -82,6 +83,7 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
         logger.info("stopped after %s, as asked", settings.stop_after)
         return
     samples = training_set(settings, pictures, label_dir, left_out)
+    keep_results(run, RECO_PLUS)
     _fit(settings, names, samples, benchmark, run, fabric, resume)
     if is_main():
         from systems import reco_shown

@@ -16,7 +16,8 @@ from pseudo_labels.cosegmentation import Cosegmentation
 from pseudo_labels.reference_building import SYNONYMS
 from systems import reco_places
 from systems.evaluation_pictures import last_panels
-from systems.run_report import score_sections
+from systems.reco_results import LABEL_RESULTS, results_files
+from systems.run_report import results_sections
 from training.metric_log import read_metrics
 from training.run_folder import RunFolder
 from utils.annotated_png import read_annotated, read_texts, write_annotated
@@ -86,13 +87,16 @@ def draw_seed(image: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
 def write_reco_report(run: RunFolder, settings: RecoSettings, *, title: str, subtitle: str) -> None:
     """Write the report of a run: scores, curves, predictions, co-segmented pictures; whatever there is.
 
+    Scores of all methods that were scored in the folder stand side by side.
+
     Args:
         run: the run folder.
         settings: of the run.
         title: heading.
         subtitle: below the heading.
     """
-    sections = score_sections(run)
+    sections = results_sections(results_files(run))
+    sections += results_sections({"": run.path / LABEL_RESULTS}, title="Label PNGs, compared with the truth")
     if run.metrics_path.is_file():
         sections.append(curves_section(read_metrics(run.metrics_path)))
     if panels := last_panels(run):

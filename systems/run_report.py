@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from evaluation.protocol import Protocol, shown_name
 from evaluation.report import Section, Table, write_report
 from evaluation.report_sections import (
     IndexTruth,
@@ -62,20 +63,46 @@ def write_training_report(
 
 def score_sections(run: RunFolder) -> list[Section]:
     """The last evaluation's scores, IoU per category and protocol."""
-    path = run.path / "results.json"
-    if not path.is_file():
+    return results_sections({"": run.path / "results.json"})
+
+
+def results_sections(files: Mapping[str, Path], *, title: str = "Scores") -> list[Section]:
+    """Scores, IoU per category and protocol of results files side by side; no section if there is no file.
+
+    Args:
+        files: method -> file; the name of a single one is not shown.
+        title: of the section.
+    """
+    results = {method: read_json(path) for method, path in files.items() if path.is_file()}
+    if not results:
         return []
-    results = read_json(path)
-    scores = [[name, f"{100 * value:.2f}" if value != -1 else "-"] for name, value in results["scores"].items()]
-    tables = [Table(["score", "%"], scores)]
-    if "class_iou" in results:
-        columns = [results[key] for key in results if key.startswith("class_iou")]  # before and after a refiner
-        heads = ["IoU %", *(f"{key.removeprefix('class_iou_')}, %" for key in results if key.startswith("class_iou_"))]
-        rows = [[name, *(_shown(column[name]) for column in columns)] for name in results["class_iou"]]
-        tables.append(Table(["category", *heads], rows))
-    protocol = [[name, str(value)] for name, value in results["protocol"].items() if name != "category_names"]
-    return [Section("Scores", (), [*tables, Table(["protocol", ""], protocol)])]
+    heads = list(results) if len(results) > 1 else [""]
+    scores = [[shown_name(name), *cells] for name, cells in _rows([found["scores"] for found in results.values()], 2)]
+    tables = [Table(["score", *(_head(head) for head in heads)], scores)]
+    columns = {
+        ", ".join(part for part in (head, key.removeprefix("class_iou").lstrip("_").upper()) if part): found[key]
+        for head, found in zip(heads, results.values(), strict=True)
+        for key in sorted(found)  # without a refiner first
+        if key.startswith("class_iou")
+    }
+    if columns:
+        rows = [[name, *cells] for name, cells in _rows(list(columns.values()), 1)]
+        tables.append(Table(["category, IoU", *(_head(head) for head in columns)], rows))
+    told = [dict(Protocol.from_dict(found["protocol"]).rows()) for found in results.values()]
+    names = dict.fromkeys(name for facts in told for name in facts)
+    tables.append(Table(["protocol", *heads], [[name, *(facts.get(name, "-") for facts in told)] for name in names]))
+    return [Section(title, (), tables)]
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _rows(columns: Sequence[Mapping[str, float | None]], digits: int) -> list[tuple[str, list[str]]]:
+    """Fractions of several columns by name, as cells in per cent."""
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [(name, [_shown(column.get(name), digits) for column in columns]) for name in names]
+
+
+def _head(name: str) -> str:
+    return f"{name}, %" if name else "%"
+
+
+def _shown(value: float | None, digits: int) -> str:
+    return "-" if value is None or value != value or value == -1 else f"{100 * value:.{digits}f}"

@@ -8,6 +8,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
+from evaluation import report_sections
+from evaluation.protocol import Protocol
 from evaluation.report import Figure, Section, write_report
 from evaluation.report_sections import PredictionPanel, label_colours, predictions_section
 
@@ -56,3 +58,24 @@ def test_panels_that_do_not_say_what_they_show() -> None:
     section = predictions_section([PredictionPanel("a", np.zeros((4, 12, 3), np.uint8))])
     assert section.legend == []
     assert section.paragraphs == []
+
+
+def test_curves_of_scores_are_in_per_cent(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+
+    def keep(records: object, names: object, *, title: str) -> np.ndarray:
+        drawn[title] = (list(records), list(names))
+        return np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(report_sections, "draw_curves", keep)
+    records = [{"iteration": 1, "loss": 0.5}, {"iteration": 2, "loss": 0.4, "mean_iou": 0.25, "AP": -1.0}]
+    report_sections.curves_section([*records, {"iteration": 3, "mean_iou_crf": 0.5}])
+    assert drawn["training losses"][0][:2] == records
+    found, names = drawn["validation scores, %"]
+    assert found == [{"iteration": 1}, {"iteration": 2, "mean IoU": 25.0}, {"iteration": 3, "mean IoU, CRF": 50.0}]
+    assert names == ["mean IoU", "mean IoU, CRF", "AP"]
+
+
+def test_a_protocol_comes_back_from_its_entries() -> None:
+    protocol = Protocol("toy", "val", 2, ("sky", "road"), ignore_index=255, extra={"a": 1})
+    assert Protocol.from_dict({**protocol.to_dict(), "of a later version": 1}) == protocol

@@ -81,7 +81,7 @@ def test_a_run_scores_both_label_maps(scored: Path, world: World) -> None:
     assert protocol["refiner"].startswith("scores with CRF: dense CRF, 1 iterations, place 3 x (1 px), colour 4 x (67")
     assert protocol["prompts"] == "1 templates for each of 27 names"
     page = (scored / "report.html").read_text()
-    for text in ("What they have in common".lower(), "rail track", "mean_iou_crf", "class"):
+    for text in ("What they have in common".lower(), "rail track", "mean IoU, CRF".lower(), "classes"):
         assert text in page.lower()
     assert all((scored / part.split('"')[0]).is_file() for part in page.split('src="')[1:])
     shared = scored.parents[3]

@@ -11,12 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from evaluation.protocol import Protocol, write_results
 from pseudo_labels.cosegmentation import Cosegmentation
 from systems import reco_places
 from systems.reco_report import NUM_SHOWN, SeedPictures, seed_section, write_reco_report
+from systems.reco_results import DENSE_CLIP, RECO, RECO_PLUS, keep_results, results_files
+from systems.run_report import results_sections
 from training.run_folder import RunFolder
 from utils.annotated_png import read_annotated
 from utils.config import settings_from_dict
+from utils.files import read_json
 
 
 def draw(folder: Path, names: Sequence[str], num_pictures: int = 7) -> None:
@@ -92,3 +96,72 @@ def test_drawings_that_do_not_say_their_name(tmp_path: Path) -> None:
     (tmp_path / "coseg_broken.png").write_bytes(b"no picture")
     assert captions(tmp_path, ["traffic light", "broken"]) == ["traffic light"]
     assert captions(tmp_path / "none", ["sky"]) == []
+
+
+# ---- scores of several methods --------------------------------------------------------------------------------------
+
+
+def score(run: RunFolder, method: str, value: float) -> None:
+    """Leave scores as a method does."""
+    keep_results(run, method)
+    protocol = Protocol(
+        benchmark="toy",
+        split="val",
+        num_images=2,
+        category_names=("sky", "road"),
+        extra={"references": "none" if method == DENSE_CLIP else "3 pictures", "segmenter": f"net of {method}"},
+    )
+    extra = {"iteration": 4} if method == RECO_PLUS else {}
+    extra["class_iou_crf"] = {"sky": value, "road": None}
+    write_results(run.path / "results.json", {"mean_iou": value, "mean_iou_crf": -1.0}, protocol,
+                  class_iou=[value / 2, 0.25], extra=extra)  # fmt: skip
+
+
+def scores_of(run: RunFolder) -> dict[str, float]:
+    return {method: read_json(path)["scores"]["mean_iou"] for method, path in results_files(run).items()}
+
+
+def test_every_method_keeps_its_scores_in_one_folder(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert scores_of(run) == {}
+    score(run, RECO, 0.3)
+    score(run, RECO, 0.31)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json"}
+    score(run, RECO_PLUS, 0.4)
+    assert read_json(tmp_path / "results_reco.json")["scores"]["mean_iou"] == 0.31
+    score(run, RECO_PLUS, 0.45)
+    assert scores_of(run) == {RECO: 0.31, RECO_PLUS: 0.45}
+    score(run, DENSE_CLIP, 0.1)
+    score(run, RECO, 0.35)
+    assert scores_of(run) == {DENSE_CLIP: 0.1, RECO: 0.35, RECO_PLUS: 0.45}
+
+
+def test_scores_side_by_side(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    score(run, RECO, 0.3)
+    score(run, RECO_PLUS, 0.4)
+    (section,) = results_sections(results_files(run))
+    scores, classes, protocol = section.tables
+    assert scores.header == ["score", "ReCo, %", "ReCo+, %"]
+    assert scores.rows == [["mean IoU", "30.00", "40.00"], ["mean IoU, CRF", "-", "-"]]
+    assert classes.header == ["category, IoU", "ReCo, %", "ReCo, CRF, %", "ReCo+, %", "ReCo+, CRF, %"]
+    assert classes.rows == [["sky", "15.0", "30.0", "20.0", "40.0"], ["road", "25.0", "-", "25.0", "-"]]
+    assert ["segmenter", "net of ReCo", "net of ReCo+"] in protocol.rows
+    told = [row[0] for row in protocol.rows]
+    assert "classes" in told
+    assert not {"extra", "suppression", "category_names", "instances"} & set(told)
+
+
+def test_scores_of_one_method_and_of_label_pngs(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "mine")
+    score(run, RECO, 0.3)
+    (run.path / "results.json").rename(run.path / "results_pseudo_labels.json")
+    settings = settings_from_dict(
+        {"system": "reco", "categories": ["sky"], "dir_ckpt": str(tmp_path), "name": "mine"}, source="test"
+    )
+    write_reco_report(run, settings, title="t", subtitle="s")
+    page = run.report_path.read_text(encoding="utf-8")
+    assert "Label PNGs, compared with the truth" in page
+    assert "mean IoU" in page
+    assert "30.00" in page
+    assert results_sections({"": tmp_path / "none.json"}) == []
