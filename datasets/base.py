@@ -150,6 +150,10 @@ class Benchmark(Dataset[EvaluationItem]):
         """
         return image, label, (image.shape[0], image.shape[1])
 
+    def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of the network's input that `fit` makes of a picture of `size`."""
+        return size
+
     def export_path(self, output_dir: str | Path, image_path: Path) -> Path:
         """Where the predicted label PNG of a picture belongs below a folder."""
         return Path(output_dir) / f"{image_path.stem}.png"

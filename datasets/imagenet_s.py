@@ -70,10 +70,14 @@ class ImageNetSBenchmark(Benchmark):
     def fit(self, image: np.ndarray, label: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
         """The picture with its longer side at most 1024 (Pillow's bilinear filter); scored at full resolution."""
         full = (image.shape[0], image.shape[1])
-        height, width = network_size(full)
+        height, width = self.fitted_size(full)
         if (height, width) != full:
             image = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
         return image, label, full
+
+    def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) with the longer side at most 1024."""
+        return network_size(size)
 
     def export_path(self, output_dir: str | Path, image_path: Path) -> Path:
         """Where the label PNG of a picture belongs below a submission folder: `<wnid>/<stem>.png`."""

@@ -98,6 +98,10 @@ class SingleCategoryBenchmark(Benchmark):
         """As the whole benchmark does it."""
         return self.source.fit(image, label)
 
+    def fitted_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """As of the whole benchmark."""
+        return self.source.fitted_size(size)
+
 
 def find_categories(benchmark: Benchmark, cache_dir: str | Path | None = None) -> list[list[int]]:
     """The labels that occur in each picture's label file.

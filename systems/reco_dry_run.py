@@ -107,5 +107,6 @@ def _describe_training(settings: RecoSettings, names: Sequence[str]) -> None:
             logger.info("label PNGs and a batch are left for the real run: not all pictures are labelled yet")
             return
     samples = reco_plus.training_set(settings, pictures, label_dir, left_out)
+    samples.check_sizes()
     if network is not None:
         stages.describe_samples(settings, network, samples)

@@ -31,7 +31,7 @@ from systems.reco_results import RECO_PLUS, keep_results
 from systems.reco_stages import label_split, open_split, open_training_pictures
 from systems.reco_weights import keep_references
 from training.run_folder import RunFolder
-from utils.distributed import all_gather_objects, is_main
+from utils.distributed import all_gather_objects, is_main, on_main
 from utils.files import read_json
 from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
@@ -83,6 +83,7 @@ def _train(settings: RecoSettings, names: Sequence[str], run: RunFolder, fabric:
         logger.info("stopped after %s, as asked", settings.stop_after)
         return
     samples = training_set(settings, pictures, label_dir, left_out)
+    on_main(samples.check_sizes)
     keep_results(run, RECO_PLUS)
     _fit(settings, names, samples, benchmark, run, fabric, resume)
     if is_main():

@@ -6,6 +6,7 @@ Sample i is a pure function of (seed, i). What becomes of a picture: `datasets/l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,17 @@ from datasets.label_files import check_labels, read_index_png
 from datasets.labelled_sample import draw_labelled, make_labelled_sample
 from datasets.pairing import require_files
 from datasets.photometric import PhotometricSettings
+from datasets.picture_folder import PictureFolder
 from datasets.synthesis import Sample
+from pseudo_labels.label_maps import is_complete
 from training.samplers import ShuffledDataset
-from utils.errors import DataError
+from utils.errors import DataError, UnreadableImageError
+from utils.images import read_size
+from utils.log import get_logger
 
+logger = get_logger(__name__)
+NUM_ALL, NUM_SOME = 20000, 2000  # up to so many files are looked at; so many, evenly spread, where there are more
+_NUM_THREADS, _SHOWN = 8, 3
 REMEDY = "Make the label PNGs again, or give the right folder (dir_pseudo_masks)."
 
 
@@ -106,6 +114,44 @@ class LabelledPictures(Dataset[Sample]):
             ignore_index=settings.ignore_index,
             blur_kernel=settings.photometric.kernel_width(settings.image_size),
         )
+
+    def check_sizes(self) -> None:
+        """Compare pictures and label PNGs by their headers, all or (of more than `NUM_ALL`) an even sample of them.
+
+        Training would come to them one by one, after hours.
+
+        Raises:
+            DataError: files that cannot be opened, or sizes that do not fit; names the first and their number.
+        """
+        total = len(self.image_paths)
+        rows = np.arange(total) if total <= NUM_ALL else np.linspace(0, total - 1, NUM_SOME).astype(np.int64)
+        if len(rows) < total:
+            logger.info("label PNGs: the sizes of %d of the %d are looked at, evenly spread", len(rows), total)
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            problems = [problem for problem in pool.map(self._size_problem, rows.tolist()) if problem]
+        if problems:
+            more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+            count = f"{len(problems)} of {len(rows)} pictures and label PNGs do not fit or cannot be read. {REMEDY}"
+            raise DataError("\n  ".join([f"{self.label_dir}: {count}", *problems[:_SHOWN], *more]))
+
+    def _size_problem(self, row: int) -> str:
+        """What headers tell of a picture and its label PNG: what is wrong, or nothing."""
+        path, label_path = self.image_paths[row], self.label_paths[row]
+        try:
+            size, found = read_size(path), read_size(label_path)
+            if not is_complete(label_path):
+                read_index_png(label_path)  # bytes behind a PNG's end do no harm
+        except UnreadableImageError as error:
+            return str(error)
+        wanted = [self.pictures.fitted_size(size)]
+        if self.pictures.trains_on_squares:
+            wanted = [(SIDE, SIDE), size]
+        elif isinstance(self.pictures, PictureFolder):
+            wanted.append(self.pictures.fitted_size(size[::-1]))  # pictures that were taken upright are turned
+        if found in wanted:
+            return ""
+        expected = " or ".join(f"{height}x{width}" for height, width in dict.fromkeys(wanted))
+        return f"{label_path}: {found[0]}x{found[1]} (height x width), expected {expected} for {path}"
 
     def read_pair(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """A picture, RGB, uint8, (H, W, 3), and its labels, (H, W), as they are augmented."""

@@ -243,6 +243,16 @@ def test_a_missing_label_png_is_named(world: World, labels: str, tmp_path: Path)
         reco.train(settings)
 
 
+def test_label_pngs_of_another_size_are_told_before_training(world: World, labels: str, tmp_path: Path) -> None:
+    shutil.copytree(labels.partition("=")[2], tmp_path / "labels")
+    last = max((tmp_path / "labels").iterdir())
+    Image.new("L", (30, 20)).save(last)
+    settings = tiny_settings(world, tmp_path, PLUS, f"dir_pseudo_masks={tmp_path / 'labels'}")
+    for dry_run in (True, False):
+        with pytest.raises(DataError, match=rf"1 of 3 pictures(.|\n)*{last.name}: 20x30 .*expected 320x320 or"):
+            reco.train(settings, dry_run=dry_run)
+
+
 def test_a_damaged_training_picture_stops_the_labelling(world: World, references: str, tmp_path: Path) -> None:
     shutil.copytree(world.cityscapes_stuff_dir, tmp_path / "data")
     broken = next((tmp_path / "data").glob("leftImg8bit/train/*/*.png"))

@@ -13,6 +13,7 @@ from datasets.central_square import resize_square, sample_square
 from datasets.picture_folder import PictureFolder
 from tests.datasets.small_folders import picture, write, write_cityscapes
 from tests.datasets.test_reco_benchmarks import write_kitti, write_stuff_10k
+from training import labelled_pictures
 from training.labelled_pictures import LabelledPictures, SampleSettings
 from utils.errors import DataError
 
@@ -113,6 +114,46 @@ def test_samples_depend_on_seed_and_position_alone(tmp_path: Path) -> None:
     assert any(not np.array_equal(samples[i].image, other[i].image) for i in range(7))
     first_epoch = sorted(int(samples.read_pair(samples._order[i])[1][0, 0]) for i in range(3))
     assert first_epoch == sorted(int(label_of(f"ulm/{n}_1_2")[0, 0]) for n in "abc")
+
+
+def test_sizes_are_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_text) -> None:
+    samples = cityscapes(tmp_path, [f"ulm/{name}_1_2" for name in "abcde"])
+    samples.check_sizes()
+    write(samples.label_paths[0], label_of("a", (40, 80)))  # of the whole picture
+    samples.check_sizes()
+    write(samples.label_paths[1], label_of("b", (80, 40)))
+    samples.label_paths[2].write_bytes(samples.label_paths[2].read_bytes()[:-30])
+    samples.label_paths[3].write_bytes(b"no picture")
+    samples.image_paths[4].write_bytes(b"")
+    with pytest.raises(DataError, match=r"4 of 5 pictures and label PNGs do not fit or cannot be read") as caught:
+        samples.check_sizes()
+    head, *lines = str(caught.value).splitlines()
+    assert "dir_pseudo_masks" in head
+    assert lines[0].endswith(f"80x40 (height x width), expected 320x320 or 40x80 for {samples.image_paths[1]}")
+    assert "cut off or damaged" in lines[1]
+    assert "10 bytes in no known picture format" in lines[2]
+    assert lines[3].strip() == "... and 1 more"
+    monkeypatch.setattr(labelled_pictures, "NUM_ALL", 4)
+    monkeypatch.setattr(labelled_pictures, "NUM_SOME", 2)
+    with pytest.raises(DataError, match="1 of 2 pictures"):  # the first and the last
+        samples.check_sizes()
+    assert "the sizes of 2 of the 5 are looked at, evenly spread" in log_text.text
+
+
+def test_sizes_of_own_pictures(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture(30, 60)).save(tmp_path / "in" / "x.jpg", exif=turned)
+    pictures = PictureFolder([tmp_path / "in"], ["road", "sky"], shorter_side=40)
+    (item,) = pictures
+    path = write(pictures.export_path(tmp_path / "dt", item.path), np.ones(item.size, np.uint8))
+    samples = LabelledPictures(pictures, tmp_path / "dt", SMALL)
+    assert samples.read_pair(0)[1].shape == (80, 40)
+    samples.check_sizes()
+    write(path, np.ones((30, 60), np.uint8))
+    with pytest.raises(DataError, match=r"30x60 \(height x width\), expected 40x80 or 80x40"):
+        samples.check_sizes()
 
 
 def test_a_missing_label_is_named(tmp_path: Path) -> None:
