@@ -35,8 +35,9 @@ def _measure_one(context: Context, num_classes: int) -> Measurement:
     disagreement = (dense_crf_labels(plain_image, plain_scores) != plain_labels(plain_image, plain_scores)).mean()
     if disagreement > 0.005:
         raise RuntimeError(f"the two ways disagree on {disagreement:.1%} of the labels")
+    own_scores = scores if context.device.type == "cpu" else torch.from_numpy(scores).to(context.device)
     ours, plain = context.time_pair(
-        lambda: dense_crf_labels(image, scores), lambda: plain_labels(plain_image, plain_scores), plain_repeats=2
+        lambda: dense_crf_labels(image, own_scores), lambda: plain_labels(plain_image, plain_scores), plain_repeats=2
     )
     return Measurement(
         name="dense_crf",
@@ -46,7 +47,7 @@ def _measure_one(context: Context, num_classes: int) -> Measurement:
         plain_seconds=plain.seconds * SIZE**2 / size**2,
         limit="copying the class values that each update reads and writes",
         limit_seconds=context.limits.copy_seconds(value_traffic(image, num_classes) // 2),
-        peak_mib=context.peak_memory(lambda: dense_crf_labels(image, scores)),
+        peak_mib=context.peak_memory(lambda: dense_crf_labels(image, own_scores)),
         plain_peak_mib=context.peak_memory(lambda: plain_labels(plain_image, plain_scores)),
         note=f"plain: {plain_name}",
     )

@@ -32,12 +32,13 @@ class Refinable:
         image: the picture, RGB, uint8, (H, W, 3). From `predict` it is on the device; a refiner gets the one that the
             loader left on the CPU.
         shape: of the scores, (N, H, W): they are large.
-        make_scores: () -> scores, float32, on the CPU. Called when it is the picture's turn, perhaps in another thread.
+        make_scores: () -> scores, float32, on the device. Called when it is the picture's turn, perhaps in another
+            thread.
     """
 
     image: Tensor
     shape: tuple[int, int, int]
-    make_scores: Callable[[], np.ndarray]
+    make_scores: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)

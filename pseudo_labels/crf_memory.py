@@ -69,17 +69,19 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     @contextmanager
-    def reserve(self, shape: tuple[int, int, int]) -> Iterator[None]:
+    def reserve(self, shape: tuple[int, int, int], *, lattices_only: bool = False) -> Iterator[None]:
         """Hold the memory of one picture and of its scores, which are not made yet; wait for it if others have it.
 
         Args:
             shape: of the scores, (C, H, W).
+            lattices_only: class values lie elsewhere.
 
         Raises:
             UserError: if it is too little even with no other picture at work.
             CancelledError: if the budget was closed.
         """
-        need = memory_need(*shape) + 4 * shape[0] * shape[1] * shape[2]
+        num_classes, height, width = (0 if lattices_only else shape[0]), *shape[1:]
+        need = memory_need(num_classes, height, width) + 4 * num_classes * height * width
         place = object()
         with self._changed:
             self._line.append(place)

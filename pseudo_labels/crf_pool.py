@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pseudo_labels.crf_memory import MemoryBudget
-from pseudo_labels.dense_crf import DenseCrfSettings, dense_crf_labels
+from pseudo_labels.dense_crf import DenseCrfSettings, dense_crf_labels, is_on_gpu
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class PictureToLabel:
     Attributes:
         shape: of the scores, (C, H, W): their memory is asked for before they are made.
         make: () -> (image, scores) as for `dense_crf`. Called once, by a thread.
+        on_gpu: whether these scores will be on a GPU, which then does most of the work.
     """
 
     shape: tuple[int, int, int]
     make: Callable[[], tuple[NDArray[np.uint8], ArrayLike]]
+    on_gpu: bool = False
 
 
 def label_pictures(
@@ -84,15 +86,15 @@ def _stream(
 
 def _label(picture: PictureToLabel, settings: DenseCrfSettings | None, budget: MemoryBudget) -> NDArray[np.int64]:
     """One picture from its function to its labels."""
-    with budget.reserve(picture.shape):
+    with budget.reserve(picture.shape, lattices_only=picture.on_gpu):
         return _make_and_label(picture, settings)  # whose scores are gone before the memory is given back
 
 
 def _make_and_label(picture: PictureToLabel, settings: DenseCrfSettings | None) -> NDArray[np.int64]:
     image, scores = picture.make()
-    scores = np.asarray(scores)
-    if scores.shape != tuple(picture.shape):
-        raise ValueError(f"scores of shape {tuple(picture.shape)} were told, received {scores.shape}")
+    scores = scores if is_on_gpu(scores) else np.asarray(scores)
+    if tuple(scores.shape) != tuple(picture.shape):
+        raise ValueError(f"scores of shape {tuple(picture.shape)} were told, received {tuple(scores.shape)}")
     return dense_crf_labels(image, scores, settings, ask_for_memory=False)
 
 

@@ -26,6 +26,14 @@ _SPARE_ROWS = 5  # between groups, so that one pixel's rows do not compete for t
 _NEVER = np.float32(-1e30)  # logarithm of the probability of the classes that fill up the last group
 
 
+def not_finite(bad_class: int) -> UserError:
+    """The error for scores of a class that are not finite."""
+    return UserError(
+        f"The scores of class {bad_class} hold NaN or infinity; the dense CRF needs finite numbers. Check the weights "
+        "of the network, and run it with precision fp32 if it ran in half precision."
+    )
+
+
 class MeanField:
     """Class probabilities of one picture, and the updates of them.
 
@@ -44,10 +52,7 @@ class MeanField:
         self._unary, self._state = (empty_rows(num_groups * self._group_rows) for _ in range(2))
         bad_class = _pack(scores, self._unary, self._group_rows)
         if bad_class >= 0:
-            raise UserError(
-                f"The scores of class {bad_class} hold NaN or infinity; the dense CRF needs finite numbers. Check the "
-                f"weights of the network, and run it with precision fp32 if it ran in half precision."
-            )
+            raise not_finite(bad_class)
         surplus = np.zeros((num_groups, LANES), np.float32)
         surplus.reshape(-1)[self._num_classes :] = _NEVER
         floor = np.float32(math.log(min_probability))

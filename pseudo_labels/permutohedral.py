@@ -25,6 +25,23 @@ _FIRST_SLOTS = 1 << 14
 
 
 @dataclass(frozen=True)
+class LatticeGraph:
+    """The same filter as `Lattice`, with the neighbours of vertices as they were found.
+
+    Attributes:
+        vertices, weights, gain: as in `Lattice`.
+        following: the next vertex along each axis, -1 where there is none, (d + 1, V), int32.
+        coordinates: of the vertices in the lattice, (d + 1, V), int32.
+    """
+
+    vertices: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    following: NDArray[np.int32]
+    coordinates: NDArray[np.int32]
+    gain: float
+
+
+@dataclass(frozen=True)
 class Lattice:
     """A normalised filter over N points in d dimensions, with V vertices.
 
@@ -47,6 +64,13 @@ class Lattice:
 
 
 def build_lattice(features: NDArray[np.float32]) -> Lattice:
+    """Prepare the filter of `build_graph` for the compiled loops of `mean_field.py`."""
+    graph = build_graph(features)
+    chains = chain_vertices(graph.following, graph.coordinates)
+    return Lattice(graph.vertices, graph.weights, chains, graph.following.shape[1], graph.gain)
+
+
+def build_graph(features: NDArray[np.float32]) -> LatticeGraph:
     """Prepare the filter exp(-½ ‖f_i - f_j‖²) over points.
 
     Args:
@@ -70,7 +94,7 @@ def build_lattice(features: NDArray[np.float32]) -> Lattice:
     gain = 1 / (1 + 2.0**-num_dims)
     norm = _filter_ones(vertices, weights, following) * np.float32(gain)
     weights *= (1 / np.sqrt(norm + np.float32(1e-20)))[:, None]
-    return Lattice(vertices, weights, chain_vertices(following, packing.unpack(keys)), len(keys), gain)
+    return LatticeGraph(vertices, weights, following, packing.unpack(keys), gain)
 
 
 def _too_narrow() -> UserError:

@@ -52,7 +52,7 @@ def segment_pictures(
     settings = settings or own_settings(weights, overrides)
     device = select_device(settings.device)
     segmenter, names = _make_segmenter(settings, weights, categories, device)
-    refiner = make_refiner(settings)
+    refiner = make_refiner(settings, device)
     with_crf = "" if refiner is None else ", with the CRF (crf=off is faster)"
     logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)
     return write_pictures(

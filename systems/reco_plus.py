@@ -158,7 +158,7 @@ def _fit(
 
     def score_network(network: nn.Module, iteration: int) -> Mapping[str, float]:
         is_last = iteration == settings.num_iterations
-        refiner = make_refiner(settings) if settings.validate_with_crf or is_last else None
+        refiner = make_refiner(settings, fabric.device) if settings.validate_with_crf or is_last else None
 
         def score_now(network: nn.Module, visit: scoring.Visit) -> EvaluationResult:
             segmenter = RecoPlusSegmenter(network, fabric.device, settings.precision)
@@ -249,7 +249,7 @@ def evaluate(settings: RecoSettings, weights: Path) -> EvaluationResult:
     stored = read_deeplab(weights, benchmark.num_classes)
     check_stored_names(stored, benchmark.category_names, benchmark.name)
     segmenter = RecoPlusSegmenter(stored.network.to(device), device, settings.precision)
-    refiner, folder = make_refiner(settings), RunFolder(scoring.evaluation_path(settings, weights))
+    refiner, folder = make_refiner(settings, device), RunFolder(scoring.evaluation_path(settings, weights))
     return scoring.evaluate_weights(
         settings, benchmark, folder, lambda visit: score(settings, segmenter, refiner, benchmark, visit=visit)
     )

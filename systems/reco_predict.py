@@ -67,8 +67,8 @@ class PixelSegmenter(ABC):
         """What the CRF wants of one picture (h, w, 3) of a batch; of the batch it keeps what the network said alone."""
 
         @torch.inference_mode()
-        def make_scores() -> np.ndarray:
-            return self.scores(found, number, size).cpu().numpy()
+        def make_scores() -> Tensor:
+            return self.scores(found, number, size)
 
         return Refinable(image, (self.num_classes(found), *size), make_scores)
 
@@ -168,6 +168,7 @@ class CrfRefiner:
         num_threads: pictures at a time.
         num_waiting: pictures that may wait for a thread while the next batch is predicted.
         scored_as: label of every category, (N,), where finer categories are predicted than scored.
+        on_gpu: whether a GPU does the updates, which is the one that the network is on.
         name: of its scores.
     """
 
@@ -175,6 +176,7 @@ class CrfRefiner:
     num_threads: int
     num_waiting: int = 0
     scored_as: np.ndarray | None = None
+    on_gpu: bool = False
     name: str = "crf"
 
     def __call__(self, pictures: Iterable[Refinable]) -> Iterator[Tensor]:
@@ -183,28 +185,38 @@ class CrfRefiner:
         Raises:
             UserError: if the memory does not suffice; says the need, and what lowers it.
         """
-        jobs = (PictureToLabel(picture.shape, partial(crf_input, picture)) for picture in pictures)
+        make = partial(crf_input, on_gpu=self.on_gpu)
+        jobs = (PictureToLabel(picture.shape, partial(make, picture), self.on_gpu) for picture in pictures)
         labelled = label_pictures(jobs, self.settings, num_threads=self.num_threads, num_waiting=self.num_waiting)
         for labels in labelled:
             yield torch.from_numpy(labels if self.scored_as is None else self.scored_as[labels])
 
 
 @torch.inference_mode()
-def crf_input(picture: Refinable) -> tuple[np.ndarray, np.ndarray]:
-    """What the CRF starts from: the picture, BGR, uint8, (H, W, 3), and its scores, float32, (N, H, W)."""
+def crf_input(picture: Refinable, *, on_gpu: bool = False) -> tuple[np.ndarray, np.ndarray | Tensor]:
+    """What the CRF starts from: the picture, BGR, uint8, (H, W, 3), and its scores, float32, (N, H, W).
+
+    Args:
+        picture: with what makes the scores.
+        on_gpu: leave the scores where the network is; else they come to the CPU.
+    """
     normalised = normalise_images(picture.image.cpu().permute(2, 0, 1))  # (H, W, 3) -> (3, H, W)
-    return crf_image(normalised), picture.make_scores()
+    scores = picture.make_scores()
+    return crf_image(normalised), scores if on_gpu else scores.cpu().numpy()
 
 
-def make_refiner(settings: RecoSettings, scored_as: np.ndarray | None = None) -> CrfRefiner | None:
-    """The CRF of the settings; None if they switch it off."""
+def make_refiner(
+    settings: RecoSettings, device: torch.device, scored_as: np.ndarray | None = None
+) -> CrfRefiner | None:
+    """The CRF of the settings, for a network on a device; None if they switch it off."""
     if settings.crf is None:
         return None
-    constants = settings.crf.model_dump(exclude={"num_threads"})
+    constants = settings.crf.model_dump(exclude={"num_threads", "device"})
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the processors
     num_threads = settings.crf.num_threads or max(num_processors() // ranks_here, 1)
     # A batch waits while the network makes the next one.
-    return CrfRefiner(DenseCrfSettings(**constants), num_threads, settings.val_loader.batch_size, scored_as)
+    num_waiting, on_gpu = settings.val_loader.batch_size, settings.crf.device == "auto" and device.type == "cuda"
+    return CrfRefiner(DenseCrfSettings(**constants), num_threads, num_waiting, scored_as, on_gpu)
 
 
 def describe_refiner(settings: RecoSettings) -> str:

@@ -65,7 +65,7 @@ def segment_with(
     scored_as = prediction_table(settings.dataset_name).scored_as if reco_places.has_table(settings) else None
     table = None if scored_as is None else torch.tensor(scored_as, dtype=torch.int64, device=device)
     segmenter = RecoSegmenter(network, device, settings.precision, scored_as=table)
-    return segmenter, make_refiner(settings, scored_as)
+    return segmenter, make_refiner(settings, device, scored_as)
 
 
 def describe_method(settings: RecoSettings) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def label_facts(
         "image size": pictures.protocol["image size"],
     }
     if CRF_FOLDER in kinds:
-        facts["crf"] = settings.crf.model_dump(exclude={"num_threads"})
+        facts["crf"] = settings.crf.model_dump(exclude={"num_threads", "device"})
     return facts
 
 

@@ -58,6 +58,7 @@ class CrfBlock(Block):
     iterations: PositiveInt = 10
     min_probability: Fraction = 1e-5
     num_threads: PositiveInt | None = None  # pictures at a time, beside the network; null: one per processor
+    device: Literal["auto", "cpu"] = "auto"  # auto: the GPU that the network is on, if it is on one
 
 
 class PredictionLoaderSettings(LoaderSettings):

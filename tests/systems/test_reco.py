@@ -156,7 +156,7 @@ def test_finer_categories_are_scored_as_coarser_ones(world: World, tmp_path: Pat
         (one,) = fine(torch.from_numpy(item.image)[None], (320, 320))
         (other,) = segmenter(torch.from_numpy(item.image)[None], (320, 320))
         assert torch.equal(other.labels, coarse[one.labels])
-        (labels,), (mapped,) = make_refiner(settings)([one.refinable]), refiner([other.refinable])
+        (labels,), (mapped,) = make_refiner(settings, torch.device("cpu"))([one.refinable]), refiner([other.refinable])
         assert torch.equal(mapped, coarse[labels])
         assert labels.max() > 26
     truth = torch.from_numpy(item.label)
