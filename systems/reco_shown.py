@@ -26,11 +26,10 @@ from systems.reco_predict import (
     CrfRefiner,
     PixelSegmenter,
     RecoPlusSegmenter,
-    RecoSegmenter,
-    make_refiner,
     segment_stream,
 )
 from systems.reco_references import RecoNetworks, index_settings, reference_settings
+from systems.reco_stages import make_segmenter
 from training.labelled_pictures import LabelledPictures
 from training.run_folder import RunFolder
 from utils.drawing import palette
@@ -50,19 +49,19 @@ Shown = tuple[str, np.ndarray, np.ndarray | None]  # name, picture (H, W, 3), an
 
 def show_references(settings: RecoSettings, networks: RecoNetworks, references: References, run: RunFolder) -> None:
     """Segment some of the user's pictures by a run's names; the panels go to the run's pictures."""
-    segmenter = RecoSegmenter(networks.with_references(references), networks.device, settings.precision)
     names = list(references.names)
 
     def draw() -> None:
+        segmenter, refiner = make_segmenter(settings, networks, references)
         pictures = _readable(pictures_of(settings), _read_small)
-        panels = _segment(pictures, segmenter, make_refiner(settings), names, palette(len(names) + 1)[1:])
+        panels = _segment(pictures, segmenter, refiner, names, palette(len(names) + 1)[1:])
         _write(panels, run.pictures_dir)
 
     _go_on(draw)
 
 
 def show_training(settings: RecoSettings, samples: LabelledPictures, device: torch.device, run: RunFolder) -> None:
-    """Some pictures that ReCo+ learnt from: with their labels, and as its network sees them now."""
+    """Some pictures that ReCo+ learnt from: with their labels, and as its network alone sees them now."""
 
     def read(row: int) -> Shown:
         return samples.image_paths[row].name, *samples.read_pair(row)
@@ -72,7 +71,7 @@ def show_training(settings: RecoSettings, samples: LabelledPictures, device: tor
         segmenter = RecoPlusSegmenter(stored.network.to(device), device, settings.precision)
         pictures = _readable(spread(range(len(samples))), read)
         names, colours = samples.pictures.category_names, samples.pictures.palette
-        panels = _segment(pictures, segmenter, make_refiner(settings), names, colours)
+        panels = _segment(pictures, segmenter, None, names, colours)
         _write(panels, run.pictures_dir / f"{settings.num_iterations:06d}")
 
     _go_on(draw)
