@@ -5,6 +5,7 @@ Used by ``make_references``, the whole way from an image archive to reference em
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 IMAGE_SIZE = 224
 BATCH_SIZE = 64
+FEW = 5  # from so many on, what pictures have in common is mostly the category
 PictureWatcher = Callable[[str, Tensor, Cosegmentation], None]
 logger = get_logger(__name__)
 
@@ -149,7 +151,8 @@ def _paths_of(name: str, archive: Mapping[str, Sequence[str | Path]], num_images
             "pictures of it to the index, or rename the category."
         )
     if len(paths) < num_images:
-        logger.info("%s: only %d pictures to co-segment", name, len(paths))
+        level = logging.WARNING if len(paths) < FEW else logging.INFO
+        logger.log(level, "%s: only %d pictures to co-segment, %d were asked for", name, len(paths), num_images)
     return paths
 
 

@@ -7,6 +7,7 @@ by `retrieval/archive_file.py`.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,7 @@ def retrieve_archive(
             settings than these.
     """
     archive_path, names, templates = Path(archive_path), foreground(categories), load_templates(templates)
+    num_pictures = None
     if all_gather_objects(archive_path.is_file())[0]:
         own_index = index_dirs if same_index else ()
         on_main(lambda: _check_meta(archive_path, model_name, templates, num_images, own_index))
@@ -144,13 +146,36 @@ def retrieve_archive(
         indices = [_open_once(path, image_dir, layout) for path, image_dir in zip(paths, index_dirs, strict=True)]
         with torch.inference_mode():
             text = encode_prompt_ensemble(model().to(device), names_to_find, templates)
-        logger.info("searching %d images for %d categories", sum(map(len, indices)), len(names_to_find))
+        num_pictures = sum(map(len, indices))
+        logger.info("searching %d images for %d categories", num_pictures, len(names_to_find))
         archive = known | retrieve_images(names_to_find, text, indices, num_images, device=device)
         if is_main():
             _write_meta(archive_path, model_name, templates, num_images, index_dirs, list(archive))
             write_archive(archive_path, archive)
         barrier()
-    return read_archive(archive_path, categories=names, num_images=num_images, path_map=path_map)
+    found = read_archive(archive_path, categories=names, num_images=num_images, path_map=path_map)
+    _warn_if_alike(found, num_pictures)
+    return found
+
+
+def _warn_if_alike(archive: Archive, num_pictures: int | None) -> None:
+    """Say when categories hardly differ in their pictures; `num_pictures`: of the index, where that was searched.
+
+    Half is where it turns: a picture is more likely to be listed for another category than not, or a category is shown
+    more of the index than is kept from it.
+    """
+    counts = Counter(path for paths in archive.values() for path in set(paths))
+    num_shared, largest = sum(count > 1 for count in counts.values()), max(map(len, archive.values()), default=0)
+    if 2 * num_shared > len(counts):
+        reason = f"{num_shared} of the {len(counts)} retrieved pictures are listed for several categories"
+    elif num_pictures is not None and 2 * largest > num_pictures:
+        reason = f"a category gets {largest} of the {num_pictures} pictures of the index"
+    else:
+        return
+    logger.warning(
+        "%s, so that retrieval hardly tells what shows a category. Lower n_images, or give an index with more pictures",
+        reason,
+    )
 
 
 def _stored_archive(path: Path) -> dict[str, list[str]] | None:

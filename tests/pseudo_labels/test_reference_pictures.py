@@ -93,6 +93,16 @@ def test_archive_to_references(archive, encoder, num_workers) -> None:
     assert seen["car"][1].weights.shape == (3, 4, 4)
 
 
+def test_few_pictures_are_a_warning(archive, encoder, log_text) -> None:
+    plain = ReferenceSettings(context_elimination=False, text_attention=False, num_images=9, image_size=64)
+    for num, level in ((4, "WARNING"), (5, "INFO")):
+        pictures = {"car": [*archive["car"], *archive["car"]][:num]}
+        make_references(["car"], pictures, settings=plain, encoder=encoder, num_workers=0)
+        assert (level, f"car: only {num} pictures to co-segment, 9 were asked for") in {
+            (record.levelname, record.getMessage()) for record in log_text.records
+        }
+
+
 def test_what_is_missing_is_named(archive, encoder) -> None:
     options = {"encoder": encoder, "num_workers": 0}
     plain = ReferenceSettings(context_elimination=False, text_attention=False, num_images=9, image_size=64)

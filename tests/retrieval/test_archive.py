@@ -164,6 +164,22 @@ def test_own_archive_grows_by_new_names_and_refuses_another_index(make_pictures,
         retrieve_two(tmp_path, one, clip, ["cat", "dog"], archive_path=options["archive_path"])  # a file that was given
 
 
+def test_categories_with_the_same_pictures_are_told(make_pictures, tmp_path, clip, log_text):
+    folder, options = make_pictures(12), {"path_map": {}}
+    retrieve_two(tmp_path, folder, clip, ["bird"], archive_path=tmp_path / "a" / "a.json", num_images=6, **options)
+    assert "Lower n_images" not in log_text.text
+    retrieve_two(tmp_path, folder, clip, ["bird"], archive_path=tmp_path / "b" / "b.json", num_images=7, **options)
+    assert "a category gets 7 of the 12 pictures of the index, so that retrieval hardly tells" in log_text.text
+    assert "Lower n_images" in log_text.text
+    log_text.clear()
+    for _ in range(2):  # an archive that is only read is no better
+        options["archive_path"] = tmp_path / "c" / "c.json"
+        retrieve_two(tmp_path, folder, clip, ["bird", "cat"], num_images=10, **options)
+    told = [record for record in log_text.records if record.levelname == "WARNING"]
+    assert len(told) == 2
+    assert all("retrieved pictures are listed for several categories" in record.getMessage() for record in told)
+
+
 def retrieve_two(tmp_path, folder, clip, names, **options):
     settings = {"index_dirs": [folder], "model_name": "tiny", "num_images": 2, "num_workers": 0}
     return retrieve_archive(names, clip=lambda: clip, **settings | options)
