@@ -22,11 +22,12 @@ TEMPLATE_PATH = Path(__file__).with_name("report.html.j2")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of already formatted cells; `strong_rows` are printed bold."""
+    """Rows of already formatted cells; `strong_rows` are printed bold. Texts, unlike numbers, are wrapped."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     strong_rows: Sequence[int] = ()
+    of_texts: bool = False
 
 
 @dataclass(frozen=True)

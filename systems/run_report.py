@@ -90,7 +90,8 @@ def results_sections(files: Mapping[str, Path], *, title: str = "Scores") -> lis
         tables.append(Table(["category, IoU", *(_head(head) for head in columns)], rows))
     told = [dict(Protocol.from_dict(found["protocol"]).rows()) for found in results.values()]
     names = dict.fromkeys(name for facts in told for name in facts)
-    tables.append(Table(["protocol", *heads], [[name, *(facts.get(name, "-") for facts in told)] for name in names]))
+    protocol = [[name, *(facts.get(name, "-") for facts in told)] for name in names]
+    tables.append(Table(["protocol", *heads], protocol, of_texts=True))
     return [Section(title, (), tables)]
 
 
