@@ -56,6 +56,7 @@ def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False
 
         return reco_plus.train(settings, resume=resume, dry_run=dry_run)
     names, run = reco_places.category_names(settings), RunFolder(reco_places.run_path(settings))
+    reco_places.warn_of_one_name(names)
     if dry_run:
         from systems.reco_dry_run import describe
 

@@ -52,6 +52,7 @@ def segment_pictures(
     settings = settings or own_settings(weights, overrides)
     device = select_device(settings.device)
     segmenter, names = _make_segmenter(settings, weights, categories, device)
+    reco_places.warn_of_one_name(names)
     refiner = make_refiner(settings, device)
     with_crf = "" if refiner is None else ", with the CRF (crf=off is faster)"
     logger.info("segmenting by %d names on %s%s", len(names), device, with_crf)

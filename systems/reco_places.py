@@ -9,15 +9,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.metadata import BACKGROUND, benchmark_table, prediction_table
 from systems import scoring
 from utils.errors import ConfigError
+from utils.log import get_logger
 from utils.naming_reco import encoder_name, reco_folder, reference_file_name, reference_name
 from utils.settings import RecoSettings
 from utils.settings_reco import CRF_FOLDER, PLAIN_FOLDER
 
+logger = get_logger(__name__)
 CUSTOM = "custom"
 COCO_LAYOUT = "coco_layout"
 
@@ -57,6 +60,16 @@ def has_table(settings: RecoSettings) -> bool:
 def label_names(settings: RecoSettings) -> list[str]:
     """Names of the labels that are scored and trained: the benchmark's (27 of COCO-Stuff), else the categories."""
     return list(benchmark_table(settings.dataset_name).names) if has_table(settings) else category_names(settings)
+
+
+def warn_of_one_name(names: Sequence[str]) -> None:
+    """Say that with one name there is nothing to choose between."""
+    if len(names) == 1:
+        logger.warning(
+            "categories: %r alone is every pixel of every picture, because ReCo gives each one of the names. Name what "
+            "there is besides (wall, sky, grass, road)",
+            names[0],
+        )
 
 
 def base_name(settings: RecoSettings) -> str:

@@ -48,6 +48,7 @@ DECISIVE = (*DEEPLAB_DECISIVE, "ignore_index", "train_image_size", "scale_range"
 def train(settings: RecoSettings, *, resume: str = "auto", dry_run: bool = False) -> RunFolder:
     """Go from names and unlabelled pictures, or from label PNGs, to a segmenter; see `systems.reco.train`."""
     names, run = reco_places.label_names(settings), RunFolder(reco_places.run_path(settings))
+    reco_places.warn_of_one_name(names)
     reco_places.category_names(settings)  # of a benchmark: one for each of its labels, even where PNGs are given
     if dry_run:
         from systems.reco_dry_run import describe

@@ -109,6 +109,16 @@ def test_pictures_to_retrieve_from_are_counted(world: World, tmp_path: Path, log
             dry_run(world, tmp_path, f"dir_train_dataset={tmp_path / 'empty'}", method)
 
 
+@pytest.mark.parametrize("method", METHODS[:2])
+def test_one_name_alone_is_told(world: World, tmp_path: Path, log_text, method: str) -> None:
+    words = [method, "dataset_name=null", "dir_val_dataset=null"]
+    dry_run(world, tmp_path, *words, "categories=[road, sky]")
+    assert "every pixel of every picture" not in log_text.text
+    dry_run(world, tmp_path, *words, "categories=[road]")
+    (told,) = [record for record in log_text.records if "every pixel of every picture" in record.getMessage()]
+    assert told.levelname == "WARNING"
+
+
 def test_an_encoder_that_does_not_exist(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nobody"):
         dry_run(world, tmp_path, "encoder_arch=nobody")
