@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from utils.setting_types import ChoiceError
+from utils.setting_types import ChoiceError, Switchable
 from utils.yaml_source import KeyPath, Tree, dotted
 
 _EXPECTED = {
@@ -91,7 +91,7 @@ def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
         return "not set, but needed"
     received = f"received {_shown(item['input'])}"
     if kind == "literal_error":
-        allowed = _literal_values(context["expected"])
+        allowed = _literal_values(context["expected"]) + (["off"] if _can_be_off(path, model) else [])
         return f"{received}, expected one of {', '.join(allowed)}{_hint(item['input'], allowed)}"
     if isinstance(context.get("error"), ChoiceError):
         choice = context["error"]
@@ -100,6 +100,8 @@ def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
         return str(context["error"])
     if kind in _EXPECTED:
         hint = "; put it in quotes to make it text" if kind == "string_type" and _is_scalar(item["input"]) else ""
+        if kind.startswith("model_") and _can_be_off(path, model):
+            return f"{received}, expected off, or {_EXPECTED[kind]} (left out: on){_hint(item['input'], ['off'])}"
         return f"{received}, expected {_EXPECTED[kind]}{hint}"
     if kind == "string_pattern_mismatch":
         return f"{received}, expected {_pattern_words(context['pattern'])}"
@@ -149,6 +151,13 @@ def _block_in(annotation: Any) -> type[BaseModel] | None:
         if found is not None:
             return found
     return None
+
+
+def _can_be_off(path: KeyPath, model: type[BaseModel]) -> bool:
+    """Whether a setting takes `off`."""
+    owner = block_at(model, path[:-1])
+    fields = {} if owner is None else owner.model_fields
+    return any(Switchable in info.metadata for name, info in fields.items() if path[-1] in (name, info.alias))
 
 
 def _literal_values(expected: str) -> list[str]:

@@ -255,3 +255,9 @@ def test_values_that_cannot_be(tmp_path: Path) -> None:
     assert lines["pseudo_label_folders"] == "received 'dt_crt', expected one of dt, dt_crf (did you mean 'dt_crf'?)"
     assert lines["crf.iterations"] == "received 0, expected at least 1"
     assert load(tmp_path, f"{SMALL}crf: off\n").crf is None
+    block = "expected off, or a block `key: value` (left out: on)"
+    assert problems(tmp_path, SMALL, "crf=of") == [f"command line: crf: received 'of', {block} (did you mean 'off'?)"]
+    assert problems(tmp_path, SMALL, "crf=yes") == [f"command line: crf: received 'yes', {block}"]
+    assert problems(tmp_path, SMALL, "crf=true") == [f"command line: crf: received true, {block}"]
+    (line,) = problems(tmp_path, SMALL, "embedding=of")
+    assert line == "command line: embedding: received 'of', expected a block `key: value`"
