@@ -133,7 +133,7 @@ def test_every_problem_is_told_at_once_with_place_key_and_nearest_match(tmp_path
         "c.yaml:4: iter_log: received 0, expected at least 1",
         "c.yaml:5: categories: expected each name once, but given more than once: 'Cat'",
         "c.yaml:7: solver.sigma_lumma: not a setting of 'solver' (did you mean 'sigma_luma'?)",
-        "c.yaml:8: nms: received 'herd', expected one of hard, linear, gaussian (did you mean 'hard'?)",
+        "c.yaml:8: nms: received 'herd', expected one of hard, linear, gaussian, off (did you mean 'hard'?)",
         "c.yaml:9: scale_range: expected [smallest, largest] with 0 < smallest <= largest <= 1",
         "c.yaml:10: suffix: refers to 'nope_at_all', which is neither a key nor an environment variable",
         "c.yaml:11: train_dataloader_kwargs.batch_size: received '8', expected a whole number",
