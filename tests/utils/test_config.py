@@ -165,7 +165,7 @@ def test_every_problem_is_told_at_once_with_place_key_and_nearest_match(tmp_path
         ("scale_range: 0.5\n", "c.yaml:3: scale_range: received 0.5, expected a list"),
         ("scale_range: [0, 1]\n", "c.yaml:3: scale_range[0]: received 0, expected more than 0"),
         ("scale_range: [0.5, 2]\n", "c.yaml:3: scale_range[1]: received 2, expected at most 1"),
-        ("solver: 5\n", "c.yaml:3: solver: received 5, expected a block `key: value`"),
+        ("solver: 5\n", "c.yaml:3: solver: received 5, expected off, or a block `key: value` (left out: on)"),
         ("precision: fp8\n", "c.yaml:3: precision: received 'fp8', expected one of fp32, bf16, fp16"),
         ("dir_ckpt: ''\n", "c.yaml:3: dir_ckpt: expected a path, received an empty text"),
         ("dir_val_dataset: 5\n", "c.yaml:3: dir_val_dataset: received 5, expected a path"),
