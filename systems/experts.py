@@ -29,7 +29,7 @@ from utils.device import select_device
 from utils.errors import ConfigError, WeightsError
 from utils.files import read_json, write_json
 from utils.log import get_logger
-from utils.naming import CATEGORY_SUFFIX, category_file_name, namedmask_experiment_name
+from utils.naming import CATEGORY_SUFFIX, category_file_name, category_file_names, namedmask_experiment_name
 from utils.settings import NamedMaskSettings, yaml_values
 
 logger = get_logger(__name__)
@@ -43,10 +43,12 @@ class ExpertGroup:
     Attributes:
         categories: their names.
         cluster_id: number of the cluster; None for an expert of a single category.
+        file_name: of a single category whose plain one another category has.
     """
 
     categories: tuple[str, ...]
     cluster_id: int | None = None
+    file_name: str | None = None
 
     @property
     def name(self) -> str:
@@ -76,7 +78,7 @@ def expert_groups(settings: NamedMaskSettings, names: Sequence[str], run: RunFol
         ConfigError: categories or numbers of clusters that there cannot be.
     """
     categories = list(names[1:])
-    in_file_names = {category_file_name(name): name for name in categories}  # tv_monitor stands for tv/monitor
+    in_file_names = {file: name for name, file in category_file_names(categories).items()}  # tv_monitor: tv/monitor
     asked = [name if name in categories else in_file_names.get(name, name) for name in settings.single_category or ()]
     unknown = [name for name in asked if name not in categories]
     if unknown:
@@ -86,7 +88,9 @@ def expert_groups(settings: NamedMaskSettings, names: Sequence[str], run: RunFol
         )
     chosen = asked or categories
     if settings.experts.num_clusters is None:
-        return [ExpertGroup((name,)) for name in chosen]
+        files = category_file_names(categories)
+        own = {name: None if file == category_file_name(name) else file for name, file in files.items()}
+        return [ExpertGroup((name,), file_name=own[name]) for name in chosen]
     groups = _clusters(settings, categories, run)
     return [group for group in groups if set(group.categories) & set(chosen)]
 
@@ -130,7 +134,7 @@ def expert_path(settings: NamedMaskSettings, group: ExpertGroup, run: RunFolder)
     `<dir_ckpt>/<benchmark>_category/train/<experiment>` as published, clusters one level below; for categories of your
     own below the run that they belong to, since another run's are others.
     """
-    category = group.categories[0] if group.cluster_id is None else None
+    category = _file_name(group) if group.cluster_id is None else None
     experiment = namedmask_experiment_name(
         segmenter_name=settings.experts.segmenter or settings.segmenter,
         num_images=settings.num_images,
@@ -173,7 +177,9 @@ def find_weights(
 
 
 def _file_name(group: ExpertGroup) -> str:
-    return category_file_name(group.categories[0]) if group.cluster_id is None else f"cid{group.cluster_id}"
+    if group.cluster_id is not None:
+        return f"cid{group.cluster_id}"
+    return group.file_name or category_file_name(group.categories[0])
 
 
 def expert_mask_store(settings: NamedMaskSettings, archive: stages.Archive, run: RunFolder) -> ExpertMaskStore:

@@ -61,6 +61,15 @@ def test_experts_are_found_by_every_run_of_a_benchmark(tiny_world: World, tmp_pa
     assert experts.expert_path(settings, group, run) == voc
 
 
+def test_categories_whose_file_names_are_alike_have_experts_of_their_own(tiny_world: World, tmp_path: Path) -> None:
+    settings, run = tiny_settings(tiny_world, tmp_path), RunFolder(tmp_path)
+    groups = experts.expert_groups(settings, ["background", "wall/brick", "wall brick", "tv/monitor"], run)
+    paths = [experts.expert_path(settings, group, run) for group in groups]
+    assert len(set(paths)) == 3
+    assert "_wall_brick_s0" in paths[1].name
+    assert "_tv_monitor_s0" in paths[2].name
+
+
 def test_an_expert_of_voc_is_scored_while_it_is_trained_and_alone(tiny_world: World, tmp_path: Path) -> None:
     words = [
         *("categories=null", "dataset_name=voc2012_category", "split=train", f"dir_val_dataset={tiny_world.voc_dir}"),

@@ -19,11 +19,13 @@ from datasets.metadata import category_table
 from datasets.shapes.world import World
 from pseudo_labels.references import read_references
 from systems import find_system, reco, reco_labels, reco_places
+from systems.evaluation_pictures import last_panels
 from systems.reco_predict import RecoSegmenter, crf_input, make_refiner
 from systems.reco_references import RecoNetworks
 from systems.reco_stages import make_segmenter
 from tests.processes import run_process, run_ranks
 from tests.systems.tiny_reco import make_stuff_world, random_references, tiny_settings
+from training.run_folder import RunFolder
 from utils.errors import ConfigError, DataError, UserError, WeightsError
 from utils.files import read_json
 
@@ -181,6 +183,9 @@ def test_label_pngs_have_the_names_of_the_release(labelled: Path) -> None:
     assert all(
         labels.shape == (320, 320) and labels.dtype == np.uint8 and labels.max() < 27 for labels in found.values()
     )
+    panels = last_panels(RunFolder(labelled))
+    assert {panel.parts for panel in panels} == {("picture", "truth", "label PNG", "label PNG with CRF")}
+    assert "Label PNGs, compared with the truth" in (labelled / "report.html").read_text()
     scores = read_json(labelled / "results_pseudo_labels.json")
     assert set(scores["scores"]) == SCORES | {f"{name}_crf" for name in SCORES}
     assert scores["protocol"]["split"] == "train"
