@@ -26,6 +26,7 @@ from systems.reco_predict import (
     CrfRefiner,
     PixelSegmenter,
     RecoPlusSegmenter,
+    make_refiner,
     segment_stream,
 )
 from systems.reco_references import RecoNetworks, index_settings, reference_settings
@@ -61,7 +62,7 @@ def show_references(settings: RecoSettings, networks: RecoNetworks, references: 
 
 
 def show_training(settings: RecoSettings, samples: LabelledPictures, device: torch.device, run: RunFolder) -> None:
-    """Some pictures that ReCo+ learnt from: with their labels, and as its network alone sees them now."""
+    """Some pictures that ReCo+ learnt from: with their labels, and as it sees them now, with the CRF as for users' pictures."""
 
     def read(row: int) -> Shown:
         return samples.image_paths[row].name, *samples.read_pair(row)
@@ -71,7 +72,7 @@ def show_training(settings: RecoSettings, samples: LabelledPictures, device: tor
         segmenter = RecoPlusSegmenter(stored.network.to(device), device, settings.precision)
         pictures = _readable(spread(range(len(samples))), read)
         names, colours = samples.pictures.category_names, samples.pictures.palette
-        panels = _segment(pictures, segmenter, None, names, colours)
+        panels = _segment(pictures, segmenter, make_refiner(settings, device), names, colours)
         _write(panels, run.pictures_dir / f"{settings.num_iterations:06d}")
 
     _go_on(draw)

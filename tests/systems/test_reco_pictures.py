@@ -156,7 +156,7 @@ def test_a_network_trained_on_own_pictures(
     page = (tmp_path / "mine" / "report.html").read_text()
     assert "ReCo+: your own categories" in page
     assert "Training" in page
-    assert "picture, label that it learnt from, prediction." in page
+    assert "picture, label that it learnt from, prediction with CRF." in page
     assert len(last_panels(RunFolder(tmp_path / "mine"))) == 8
 
 
