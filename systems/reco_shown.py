@@ -62,7 +62,7 @@ def show_references(settings: RecoSettings, networks: RecoNetworks, references: 
 
 
 def show_training(settings: RecoSettings, samples: LabelledPictures, device: torch.device, run: RunFolder) -> None:
-    """Some pictures that ReCo+ learnt from: with their labels, and as it sees them now, with the CRF as for users' pictures."""
+    """Some pictures that ReCo+ learnt from: with their labels, and as it sees them now (with the CRF)."""
 
     def read(row: int) -> Shown:
         return samples.image_paths[row].name, *samples.read_pair(row)
