@@ -221,7 +221,11 @@ def predictions_section(panels: Sequence[PredictionPanel], *, title: str = "Pred
 
 
 def scores_section(
-    rows: Mapping[str, Mapping[str, float]], protocol: Protocol, class_iou: Mapping[str, Mapping[str, float]]
+    rows: Mapping[str, Mapping[str, float]],
+    protocol: Protocol,
+    class_iou: Mapping[str, Mapping[str, float]],
+    *,
+    strong: str | None = None,
 ) -> Section:
     """Scores of one or more methods, IoU per category, and the protocol.
 
@@ -229,13 +233,18 @@ def scores_section(
         rows: method -> score name -> fraction.
         protocol: how all of them were measured.
         class_iou: method -> category -> IoU (NaN where absent).
+        strong: method that is printed bold; the first if None.
     """
     names = list(dict.fromkeys(name for scores in rows.values() for name in scores))
     body = [[method, *(_per_cent(scores.get(name)) for name in names)] for method, scores in rows.items()]
     categories = list(dict.fromkeys(name for values in class_iou.values() for name in values))
     per_class = [[name, *(_per_cent(values.get(name)) for values in class_iou.values())] for name in categories]
     tables = [
-        Table(["method, scores in %", *names], body, strong_rows=[0]),
+        Table(
+            ["method, scores in %", *map(shown_name, names)],
+            body,
+            strong_rows=[0 if strong is None else list(rows).index(strong)],
+        ),
         Table(["IoU per category, %", *class_iou], per_class),
         Table(["protocol", ""], [[name, text] for name, text in protocol.rows()]),
     ]

@@ -71,6 +71,12 @@ def make_demo_world(output_dir: Path) -> World:
     return make_world(output_dir / "world", **sizes)
 
 
+def long_names(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Scores by the names of `results.json`, for reports: the other way round than `short_scores`."""
+    names = {short: name for name, short in SHORT_NAMES.items()}
+    return {method: {names.get(short, short): value for short, value in row.items()} for method, row in rows.items()}
+
+
 def short_scores(scores: Mapping[str, float]) -> dict[str, float]:
     """Those of the scores of `results.json` that there are, by their short names."""
     return {short: scores[name] for name, short in SHORT_NAMES.items() if name in scores}

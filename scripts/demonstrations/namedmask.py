@@ -15,7 +15,7 @@ from evaluation.report import Section, Table
 from evaluation.report_sections import MaskScores, pseudo_mask_iou, scores_section
 from pseudo_labels.mask_stores import ExpertMaskStore
 from scripts.demonstrations import zutis
-from scripts.demonstrations.common import CONFIGS, Stopwatch, WorldTruth, make_demo_world, short_scores
+from scripts.demonstrations.common import CONFIGS, Stopwatch, WorldTruth, long_names, make_demo_world, short_scores
 from systems import namedmask, stages
 from systems.run_report import write_training_report
 from training.run_folder import RunFolder
@@ -119,7 +119,7 @@ def write_page(
         archive,
         namedmask.mask_makers(settings, archive, experts),
         truth=truth,
-        first_sections=[scores_section(rows, found[PLAIN].protocol, class_iou), expert_section(ious)],
+        first_sections=[scores_section(long_names(rows), found[PLAIN].protocol, class_iou), expert_section(ious)],
         page=output_dir / "namedmask" / "report.html",
         **(namedmask.report_heading(settings, names) | {"title": "NamedMask in the built-in world"}),
     )

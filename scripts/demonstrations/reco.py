@@ -16,7 +16,7 @@ from datasets.shapes.world import make_world
 from evaluation.evaluate import EvaluationResult
 from evaluation.report import Section, Table, write_report
 from evaluation.report_sections import curves_section, predictions_section, scores_section
-from scripts.demonstrations.common import CONFIGS, IMAGE_SIZE, Stopwatch, short_scores
+from scripts.demonstrations.common import CONFIGS, IMAGE_SIZE, Stopwatch, long_names, short_scores
 from systems import reco, reco_dense_clip, reco_places
 from systems.evaluation_pictures import last_panels
 from systems.reco_report import drawings_section
@@ -119,7 +119,7 @@ def write_page(
     predictions = predictions_section(list(chain.from_iterable(zip(*panels, strict=True))))
     seeds = drawings_section(settings)
     sections = [
-        scores_section(results["methods"], baseline.protocol, class_iou),
+        scores_section(long_names(results["methods"]), baseline.protocol, class_iou, strong=RECO_PLUS),
         crf_section(results),
         curves_section(read_metrics(runs[-1].metrics_path)),
         predictions,
