@@ -135,7 +135,7 @@ def test_an_error_of_all_ranks_is_told_once(tmp_path: Path) -> None:
         "import sys\nfrom utils.cli import run_command\nfrom utils.errors import DataError\n\n"
         "def work():\n    raise DataError('no such picture')\n\nsys.exit(run_command(work))\n"
     )
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
         [*words, str(tmp_path / "fails.py")], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
