@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,27 +124,14 @@ def retrieve_archive(
             settings than these.
     """
     archive_path, names, templates = Path(archive_path), foreground(categories), load_templates(templates)
+    check = partial(_check_meta, archive_path, model_name, templates, num_images)
+    known, names_to_find = _known_and_new(archive_path, names, index_dirs if same_index else (), check)
     num_pictures = None
-    if all_gather_objects(archive_path.is_file())[0]:
-        own_index = index_dirs if same_index else ()
-        on_main(lambda: _check_meta(archive_path, model_name, templates, num_images, own_index))
-        known = all_gather_objects(_stored_archive(archive_path) if own_index and is_main() else None)[0]
-        names_to_find = [] if known is None else [name for name in names if name not in known]
-    else:
-        known, names_to_find = {}, names
     if names_to_find:
-        if not index_dirs:
-            raise ConfigError(
-                "dir_train_dataset: expected at least one folder of pictures to retrieve from (there is no image "
-                f"archive at {archive_path} yet)."
-            )
-        paths = _embedding_folders(index_dirs, embedding_paths, archive_path)
         model = _Once(clip)
-        for image_dir, path in zip(index_dirs, paths, strict=True):
-            _embed_if_needed(
-                image_dir, path, model, model_name, device, precision, batch_size, num_workers, strict, extend
-            )
-        indices = [_open_once(path, image_dir, layout) for path, image_dir in zip(paths, index_dirs, strict=True)]
+        options = {"device": device, "precision": precision, "batch_size": batch_size, "num_workers": num_workers}
+        options |= {"clip": model, "model_name": model_name, "strict": strict, "extend": extend}
+        indices = _open_indices(index_dirs, embedding_paths, archive_path, layout, options)
         with torch.inference_mode():
             text = encode_prompt_ensemble(model().to(device), names_to_find, templates)
         num_pictures = sum(map(len, indices))
@@ -176,6 +164,46 @@ def _warn_if_alike(archive: Archive, num_pictures: int | None) -> None:
         "%s, so that retrieval hardly tells what shows a category. Lower n_images, or give an index with more pictures",
         reason,
     )
+
+
+def _known_and_new(
+    path: Path,
+    names: Sequence[str],
+    own_index: Sequence[str | Path],
+    check: Callable[[Sequence[str | Path]], None],
+) -> tuple[dict[str, list[str]], list[str]]:
+    """What an archive holds, and the names to retrieve for: all if there is none yet, new ones if it may grow.
+
+    Args:
+        path: of the archive.
+        names: that are wanted.
+        own_index: folders that it has to come from, where it is the run's own and may grow; else empty.
+        check: of its record, given `own_index`.
+    """
+    if not all_gather_objects(path.is_file())[0]:
+        return {}, list(names)
+    on_main(lambda: check(own_index))
+    known = all_gather_objects(_stored_archive(path) if own_index and is_main() else None)[0]
+    return ({}, []) if known is None else (known, [name for name in names if name not in known])
+
+
+def _open_indices(
+    index_dirs: Sequence[str | Path],
+    embedding_paths: Sequence[str | Path],
+    archive_path: Path,
+    layout: str,
+    embedding: Mapping[str, Any],
+) -> list[EmbeddingIndex]:
+    """The embeddings of all index folders; those that are missing are made with the options of `_embed_if_needed`."""
+    if not index_dirs:
+        raise ConfigError(
+            "dir_train_dataset: expected at least one folder of pictures to retrieve from (there is no image "
+            f"archive at {archive_path} yet)."
+        )
+    paths = _embedding_folders(index_dirs, embedding_paths, archive_path)
+    for image_dir, path in zip(index_dirs, paths, strict=True):
+        _embed_if_needed(image_dir, path, **embedding)
+    return [_open_once(path, image_dir, layout) for path, image_dir in zip(paths, index_dirs, strict=True)]
 
 
 def _stored_archive(path: Path) -> dict[str, list[str]] | None:
