@@ -221,4 +221,4 @@ def _compute(settings: RecoSettings, names: Sequence[str], networks: RecoNetwork
         watcher=SeedPictures(reco_places.seed_pictures(settings)),
     )
     write_references(path, references, options, index_dirs=_index_of(settings))
-    logger.info("references of %d categories, %d of them new: %s", len(names), len(needed), path)
+    logger.info("references of %d categories, %d computed now (context included): %s", len(names), len(needed), path)

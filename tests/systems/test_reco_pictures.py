@@ -235,7 +235,7 @@ def test_more_names_and_another_order(
     assert train.main([*command, f"categories=[{', '.join(names)}]"]) == 0
     told = capfd.readouterr().err
     assert "searching 8 images for 1 categories" in told
-    assert "references of 5 categories, 1 of them new" in told
+    assert "references of 5 categories, 1 computed now" in told
     now = read_references(tmp_path / "mine" / "references.safetensors").by_name()
     assert now.keys() == before.by_name().keys() | {"water"}
     assert all(torch.equal(now[name], vector) for name, vector in before.by_name().items())
@@ -256,7 +256,7 @@ def test_more_names_and_another_order(
         (path,) = (out / "labels").iterdir()
         maps[chosen[0]] = np.asarray(Image.open(path))
     assert np.array_equal(maps["sky"], 4 - maps["grass"])
-    assert "1 of them new" not in capfd.readouterr().err
+    assert "computed now" not in capfd.readouterr().err
 
 
 def test_pictures_that_were_added_to_the_index(
