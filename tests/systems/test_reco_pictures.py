@@ -246,6 +246,7 @@ def test_more_names_and_another_order(
     vectors = read_references(tmp_path / "new" / "mine" / "references.safetensors").by_name()
     assert torch.allclose(now["water"], vectors["water"], atol=1e-6)
     (first, *_) = sorted(pictures.rglob("*.jpeg"))
+    capfd.readouterr()
     maps = {}
     for chosen in (names[1:4], names[3:0:-1]):
         assert train.main([*command, f"categories=[{', '.join(chosen)}]"]) == 0
