@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from systems import find_system, get_system
-from utils.cli import Parser, existing, run_command, split_overrides
+from utils.cli import Parser, existing, is_there, run_command, split_overrides
 from utils.config import dump_settings, load_settings
 from utils.errors import UserError
 from utils.files import check_writable
@@ -49,7 +49,8 @@ def evaluate(options: argparse.Namespace) -> None:
         if getattr(options, name) is not None:
             raise UserError(f"--{name} belongs to --images; for a benchmark set {name}=... in the config instead")
     weights = Path(options.weights).expanduser()
-    lacking = [] if weights.exists() else [f"--weights: {weights} does not exist; expected a run folder or weight file"]
+    there = is_there(weights, "a run folder or a weight file (--weights)")
+    lacking = [] if there else [f"--weights: {weights} does not exist; expected a run folder or weight file"]
     settings = load_settings(options.config, options.overrides, task="evaluate", more_problems=lacking)
     logger.info("settings:\n%s", dump_settings(settings))
     get_system(settings.system).evaluate(settings, weights)

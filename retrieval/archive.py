@@ -125,7 +125,7 @@ def retrieve_archive(
     """
     archive_path, names, templates = Path(archive_path), foreground(categories), load_templates(templates)
     check = partial(_check_meta, archive_path, model_name, templates, num_images)
-    known, names_to_find = _known_and_new(archive_path, names, index_dirs if same_index else (), check)
+    known, names_to_find, num_kept = _known_and_new(archive_path, names, index_dirs if same_index else (), check)
     num_pictures = None
     if names_to_find:
         model = _Once(clip)
@@ -136,9 +136,10 @@ def retrieve_archive(
             text = encode_prompt_ensemble(model().to(device), names_to_find, templates)
         num_pictures = sum(map(len, indices))
         logger.info("searching %d images for %d categories", num_pictures, len(names_to_find))
-        archive = known | retrieve_images(names_to_find, text, indices, num_images, device=device)
+        num_kept = max(num_kept, num_images)  # as many as of the names that are known
+        archive = known | retrieve_images(names_to_find, text, indices, num_kept, device=device)
         if is_main():
-            _write_meta(archive_path, model_name, templates, num_images, index_dirs, list(archive))
+            _write_meta(archive_path, model_name, templates, num_kept, index_dirs, len(archive))
             write_archive(archive_path, archive)
         barrier()
     found = read_archive(archive_path, categories=names, num_images=num_images, path_map=path_map)
@@ -170,21 +171,23 @@ def _known_and_new(
     path: Path,
     names: Sequence[str],
     own_index: Sequence[str | Path],
-    check: Callable[[Sequence[str | Path]], None],
-) -> tuple[dict[str, list[str]], list[str]]:
-    """What an archive holds, and the names to retrieve for: all if there is none yet, new ones if it may grow.
+    check: Callable[[Sequence[str | Path]], int],
+) -> tuple[dict[str, list[str]], list[str], int]:
+    """What an archive holds, the names to retrieve for (all if there is none yet, new ones if it may grow), and how
+    many images it has of each name.
 
     Args:
         path: of the archive.
         names: that are wanted.
         own_index: folders that it has to come from, where it is the run's own and may grow; else empty.
-        check: of its record, given `own_index`.
+        check: of its record, given `own_index`; tells how many images it has of each name.
     """
     if not all_gather_objects(path.is_file())[0]:
-        return {}, list(names)
-    on_main(lambda: check(own_index))
-    known = all_gather_objects(_stored_archive(path) if own_index and is_main() else None)[0]
-    return ({}, []) if known is None else (known, [name for name in names if name not in known])
+        return {}, list(names), 0
+    found: list[tuple[dict[str, list[str]] | None, int]] = []
+    on_main(lambda: found.append((_stored_archive(path) if own_index else None, check(own_index))))
+    known, num_kept = all_gather_objects(found)[0][0]
+    return ({}, [], num_kept) if known is None else (known, [name for name in names if name not in known], num_kept)
 
 
 def _open_indices(
@@ -308,9 +311,9 @@ def _write_meta(
     templates: Sequence[str],
     num_images: int,
     index_dirs: Sequence[str | Path],
-    names: Sequence[str],
+    num_categories: int,
 ) -> None:
-    facts = {"num_images": num_images, "index_dirs": folder_names(index_dirs), "num_categories": len(names)}
+    facts = {"num_images": num_images, "index_dirs": folder_names(index_dirs), "num_categories": num_categories}
     write_json(_meta_path(archive_path), _protocol(model_name, templates) | facts)
 
 
@@ -321,12 +324,16 @@ def folder_names(folders: Sequence[str | Path]) -> list[str]:
 
 def _check_meta(
     archive_path: Path, model_name: str, templates: Sequence[str], num_images: int, index_dirs: Sequence[str | Path]
-) -> None:
-    """Refuse an archive of ours that was made in another way; files of other origin say nothing about it."""
+) -> int:
+    """Refuse an archive of ours that was made in another way; files of other origin say nothing about it.
+
+    Returns:
+        Images per category that it was made with; 0 if that is not known.
+    """
     path = _meta_path(archive_path)
     if not path.exists():
         logger.info("%s: used as it is; how it was made is not known", archive_path)
-        return
+        return 0
     record = read_json(path, what="record of how an image archive was made")
     wanted = _protocol(model_name, templates) | ({"index_dirs": folder_names(index_dirs)} if index_dirs else {})
     record["index_dirs"] = folder_names(record.get("index_dirs", ()))
@@ -342,3 +349,4 @@ def _check_meta(
             f"{archive_path}: this image archive was made with other settings ({'; '.join(differing)}). Set them back, "
             f"give another category_to_p_images_fp, or delete the file to retrieve again."
         )
+    return record["num_images"]

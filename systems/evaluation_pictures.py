@@ -65,10 +65,17 @@ def read_panel(path: Path) -> PredictionPanel:
     return PredictionPanel(name, image, tuple(json.loads(texts.get(_PARTS, "[]"))), colours)
 
 
-def last_panels(run: RunFolder) -> list[PredictionPanel]:
-    """Panels of the run's last evaluation; empty if there was none, without those that cannot be read."""
+def last_panels(run: RunFolder, *, of_training: bool | None = None) -> list[PredictionPanel]:
+    """Panels of the run's last evaluation; empty if there was none, without those that cannot be read.
+
+    Args:
+        run: the run folder.
+        of_training: only those that training left, or only others; None: training's if there are any.
+    """
     folders = sorted(folder for folder in run.pictures_dir.glob("*") if folder.is_dir())
-    folder = folders[-1] if folders else run.pictures_dir  # of an evaluation without training
+    if of_training and not folders:
+        return []
+    folder = folders[-1] if folders and of_training is not False else run.pictures_dir
     panels = []
     for path in sorted(folder.glob(f"{'[0-9]' * 6}_*.png")):
         with contextlib.suppress(UnreadableImageError):

@@ -42,7 +42,7 @@ from utils.distributed import barrier, is_main
 from utils.drawing import palette
 from utils.errors import ConfigError, DataError, WeightsError
 from utils.log import get_logger
-from utils.naming import category_file_name, namedmask_experiment_name
+from utils.naming import category_file_names, namedmask_experiment_name
 from utils.settings import NamedMaskSettings, yaml_values
 
 if TYPE_CHECKING:
@@ -300,7 +300,7 @@ def evaluate(settings: NamedMaskSettings, weights: Path) -> EvaluationResult:
     stored = read_deeplab(weights, benchmark.num_classes)
     check_stored_names(stored, benchmark.category_names, benchmark.name, category=category)
     segmenter = SemanticSegmenter(stored.network.to(device), device, settings.precision)
-    folder = RunFolder(scoring.evaluation_path(settings, weights, category_file_name(category or "")))
+    folder = RunFolder(scoring.evaluation_path(settings, weights, category_file_names(names).get(category, "")))
     return scoring.evaluate_weights(
         settings, benchmark, folder, lambda visit: score(settings, segmenter, benchmark, visit=visit)
     )

@@ -31,7 +31,6 @@ from utils.log import get_logger
 from utils.settings import RecoSettings, yaml_values
 
 logger = get_logger(__name__)
-LABEL_SCORES = LABEL_RESULTS
 
 
 # ---- the stages -----------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def label_benchmark(settings: RecoSettings, networks: RecoNetworks, run: RunFold
     )
     if is_main():
         write_results(
-            run.path / LABEL_SCORES,
+            run.path / LABEL_RESULTS,
             result.scores(),
             result.protocol,
             class_iou=result.class_iou,
@@ -214,9 +213,9 @@ def segment_pictures(
     """Segment pictures: label PNGs, overlays, COCO JSON and a table.
 
     Args:
-        weights: a run folder, reference embeddings, or weights of ReCo+.
+        weights: a run folder, reference embeddings, or weights of ReCo+. Of dense CLIP a run folder: it has no others.
         images: folders, files or globs.
-        categories: which of the known categories to choose between; None: all.
+        categories: which of the known categories to choose between (of dense CLIP: any names); None: all.
         output_dir: where results go.
         settings: for files that do not lie in a run folder; a run's own settings are read from it.
         overrides: `key=value` words on top of a run's settings.

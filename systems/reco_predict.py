@@ -211,12 +211,11 @@ def make_refiner(
     """The CRF of the settings, for a network on a device; None if they switch it off."""
     if settings.crf is None:
         return None
-    constants = settings.crf.model_dump(exclude={"num_threads", "device"})
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # they share the processors
     num_threads = settings.crf.num_threads or max(num_processors() // ranks_here, 1)
     # A batch waits while the network makes the next one.
     num_waiting, on_gpu = settings.val_loader.batch_size, settings.crf.device == "auto" and device.type == "cuda"
-    return CrfRefiner(DenseCrfSettings(**constants), num_threads, num_waiting, scored_as, on_gpu)
+    return CrfRefiner(DenseCrfSettings(**settings.crf.constants()), num_threads, num_waiting, scored_as, on_gpu)
 
 
 def describe_refiner(settings: RecoSettings) -> str:

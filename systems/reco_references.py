@@ -134,7 +134,9 @@ def find_archive(settings: RecoSettings, names: Sequence[str], options: Referenc
     needed = needed_categories(names, options)
     if around := [name for name in options.used_context if name not in names]:
         logger.info("retrieval: pictures of the context categories, too: %s", ", ".join(around))
-    return stages.build_archive(index_settings(settings), needed, RunFolder(reco_places.shared_path(settings)))
+    shared = RunFolder(reco_places.shared_path(settings))
+    with shared.locked():
+        return stages.build_archive(index_settings(settings), needed, shared)
 
 
 def known_references(settings: RecoSettings) -> References | None:

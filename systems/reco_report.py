@@ -99,7 +99,7 @@ def write_reco_report(run: RunFolder, settings: RecoSettings, *, title: str, sub
     sections += results_sections({"": run.path / LABEL_RESULTS}, title="Label PNGs, compared with the truth")
     if run.metrics_path.is_file():
         sections.append(curves_section(read_metrics(run.metrics_path)))
-    if panels := last_panels(run):
+    if panels := last_panels(run, of_training=settings.trains):
         sections.append(predictions_section(panels))
     if settings.uses_references and (seeds := drawings_section(settings)) is not None:
         sections.append(seeds)
@@ -110,7 +110,7 @@ def write_reco_report(run: RunFolder, settings: RecoSettings, *, title: str, sub
 
 def drawings_section(settings: RecoSettings) -> Section | None:
     """What a run's references were made of; None if nothing was drawn."""
-    names = settings.categories or reco_places.category_names(settings)
+    names = reco_places.category_names(settings)
     context = settings.context_categories if settings.context_elimination else ()
     return seed_section(reco_places.seed_pictures(settings), names, context)
 

@@ -143,7 +143,7 @@ def label_facts(
         "image size": pictures.protocol["image size"],
     }
     if CRF_FOLDER in kinds:
-        facts["crf"] = settings.crf.model_dump(exclude={"num_threads", "device"})
+        facts["crf"] = settings.crf.constants()
     return facts
 
 

@@ -88,12 +88,16 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 def existing(path: str, what: str) -> Path:
     """A path that exists; raises `UserError` with what it should be otherwise."""
     found = Path(path).expanduser()
+    if not is_there(found, what):
+        raise UserError(f"{path}: does not exist; expected {what}.")
+    return found
+
+
+def is_there(path: Path, what: str) -> bool:
+    """Whether a path exists; raises `UserError` with what it should be if that cannot be told."""
     try:
-        there = found.exists()
+        return path.exists()
     except OSError as error:  # a folder on the way that this user may not look into
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); expected {what}. Check the permissions."
         ) from error
-    if not there:
-        raise UserError(f"{path}: does not exist; expected {what}.")
-    return found

@@ -60,6 +60,10 @@ class CrfBlock(Block):
     num_threads: PositiveInt | None = None  # pictures at a time, beside the network; null: one per processor
     device: Literal["auto", "cpu"] = "auto"  # auto: the GPU that the network is on, if it is on one
 
+    def constants(self) -> dict[str, float]:
+        """What results depend on, by the names of `DenseCrfSettings`."""
+        return self.model_dump(exclude={"num_threads", "device"})
+
 
 class PredictionLoaderSettings(LoaderSettings):
     """How ReCo's pictures are read: nothing is trained, so batches are larger than elsewhere in evaluation."""

@@ -20,6 +20,7 @@ from scripts.demonstrations.common import CONFIGS, IMAGE_SIZE, Stopwatch, long_n
 from systems import reco, reco_dense_clip, reco_places
 from systems.evaluation_pictures import last_panels
 from systems.reco_report import drawings_section
+from systems.reco_results import LABEL_RESULTS
 from systems.reco_stages import open_split
 from training.metric_log import read_metrics
 from training.run_folder import RunFolder
@@ -72,7 +73,7 @@ def demonstrate(overrides: Sequence[str], output_dir: Path) -> dict[str, object]
         pictures = paths[:: max(1, len(paths) // NUM_PICTURES)][:NUM_PICTURES]
         reco.segment_pictures(run_plus.path, pictures, categories=None, output_dir=page_dir / "pictures")
     found = {RECO: read_json(run_reco.path / SCORES), RECO_PLUS: read_json(run_plus.path / SCORES)}
-    labels = read_json(run_labels.path / reco.LABEL_SCORES)
+    labels = read_json(run_labels.path / LABEL_RESULTS)
     results = summarise(found, baseline, labels, watch)
     write_json(page_dir / SCORES, results)
     write_page(results, found, baseline, settings, (run_reco, run_plus), page_dir / "report.html")

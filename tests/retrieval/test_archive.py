@@ -158,6 +158,9 @@ def test_own_archive_grows_by_new_names_and_refuses_another_index(make_pictures,
     assert both["cat"] == first["cat"]
     assert both["bird"] == retrieve_two(tmp_path, one, clip, ["bird"], archive_path=tmp_path / "alone.json")["bird"]
     assert list(read_archive(options["archive_path"], categories=["cat", "bird"])) == ["cat", "bird"]
+    fewer = retrieve_two(tmp_path, one, clip, ["cow"], num_images=1, **options)
+    assert list(map(len, fewer.values())) == [1]
+    assert list(map(len, read_archive(options["archive_path"], categories=["cat", "cow"]).values())) == [2, 2]
     with pytest.raises(UserError, match=r"index_dirs: made with \['.*one'\], now \['.*two'\]"):
         retrieve_two(tmp_path, two, clip, ["cat"], **options)
     with pytest.raises(DataError, match=r"made for other categories, 1 of 2 are not in it"):
