@@ -6,7 +6,6 @@ by `retrieval/archive_file.py`.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,7 +22,7 @@ from networks.text import encode_prompt_ensemble
 from retrieval.archive_file import Archive, foreground, read_archive, write_archive
 from retrieval.embed import embed_images
 from retrieval.index import EmbeddingIndex, open_index
-from retrieval.prompts import load_templates
+from retrieval.prompts import load_templates, templates_digest
 from retrieval.search import search
 from utils.distributed import all_gather_objects, barrier, is_main, on_main
 from utils.errors import ConfigError, DataError, UserError
@@ -301,8 +300,7 @@ def _meta_path(archive_path: Path) -> Path:
 
 
 def _protocol(model_name: str, templates: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
-    return {"model": model_name, "templates": f"{len(templates)} templates, {digest}"}
+    return {"model": model_name, "templates": f"{len(templates)} templates, {templates_digest(templates)}"}
 
 
 def _write_meta(

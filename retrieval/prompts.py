@@ -6,6 +6,7 @@ Retrieval averages over an ensemble of them; the segmenter itself uses bare name
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def load_templates(source: str | Path | Sequence[str] = ENSEMBLE) -> tuple[str, 
     if "{" in name and not Path(name).exists():
         return _checked([name], "prompts")
     return _checked(_read_lines(Path(name)), name)
+
+
+def templates_digest(templates: Sequence[str]) -> str:
+    """What templates are known by in records of how something was made."""
+    return hashlib.sha256("\n".join(templates).encode()).hexdigest()[:16]
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -6,14 +6,13 @@ import contextlib
 import json
 from pathlib import Path
 
-import numpy as np
-
 from datasets.base import Benchmark, EvaluationItem
 from evaluation.evaluate import Prediction
 from evaluation.report_sections import PredictionPanel, label_colours, prediction_panel
 from training.run_folder import RunFolder
 from utils.annotated_png import read_annotated, write_annotated
 from utils.errors import UnreadableImageError
+from utils.spread import spread_rows
 
 NUM_PICTURES = 12
 PICTURE, TRUTH, PREDICTION, REFINED = "picture", "truth", "prediction", "prediction with CRF"
@@ -31,8 +30,7 @@ class EvaluationPictures:
 
     def __init__(self, folder: Path, benchmark: Benchmark, number: int = NUM_PICTURES) -> None:
         self.folder, self.colours, self.names = folder, benchmark.palette, benchmark.category_names
-        rows = np.unique(np.linspace(0, len(benchmark) - 1, min(number, len(benchmark))).astype(int))
-        self.chosen = {benchmark.image_paths[row]: row for row in rows}
+        self.chosen = {benchmark.image_paths[row]: row for row in spread_rows(len(benchmark), number)}
 
     def add(self, item: EvaluationItem, prediction: Prediction) -> None:
         """Write the panel of a picture, if it is one of the chosen."""

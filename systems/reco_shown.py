@@ -39,6 +39,7 @@ from utils.images import list_pictures, read_picture, shrink_to
 from utils.log import get_logger
 from utils.settings import RecoSettings
 from utils.settings_reco import CRF_FOLDER, PLAIN_FOLDER
+from utils.spread import spread_rows
 
 logger = get_logger(__name__)
 NUM_SHOWN, LONG_EDGE = 8, 512  # pictures, and pixels of their longer side
@@ -120,7 +121,7 @@ def pictures_of(settings: RecoSettings) -> Iterator[Path]:
 
 def spread(items: Sequence[T]) -> list[T]:
     """The items, some that are evenly spread over them first."""
-    rows = np.unique(np.linspace(0, len(items) - 1, min(NUM_SHOWN, len(items))).astype(int)).tolist()
+    rows = spread_rows(len(items), NUM_SHOWN)
     chosen = set(rows)
     return [items[row] for row in (*rows, *(row for row in range(len(items)) if row not in chosen))]
 

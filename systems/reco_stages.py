@@ -5,7 +5,6 @@ Shared by ReCo (`reco.py`) and ReCo+ (`reco_plus.py`). Earlier stages: `reco_ref
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from datasets.picture_folder import PictureFolder
 from networks.reco import DenseNames, Reco
 from pseudo_labels.label_maps import MAX_LABEL
 from pseudo_labels.references import References
-from retrieval.prompts import load_templates
+from retrieval.prompts import load_templates, templates_digest
 from systems import reco_places, stages
 from systems.reco_labels import LabelFolder, write_pseudo_labels
 from systems.reco_predict import CrfRefiner, RecoSegmenter, describe_refiner, make_refiner
@@ -131,7 +130,7 @@ def label_facts(
 ) -> dict[str, Any]:
     """Everything that label PNGs depend on, as it is kept beside them; what the CRF adds under `crf`."""
     options = reference_settings(settings)
-    templates = hashlib.sha256("\n".join(options.templates).encode()).hexdigest()[:16]
+    templates = templates_digest(options.templates)
     facts = {
         "pictures": [pictures.name, pictures.split, *_own_folders(settings, pictures)],
         "categories": list(references.names),

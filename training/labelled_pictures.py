@@ -27,6 +27,7 @@ from training.samplers import ShuffledDataset
 from utils.errors import DataError, UnreadableImageError
 from utils.images import read_size
 from utils.log import get_logger
+from utils.spread import spread_rows
 
 logger = get_logger(__name__)
 NUM_ALL, NUM_SOME = 20000, 2000  # up to so many files are looked at; so many, evenly spread, where there are more
@@ -124,11 +125,11 @@ class LabelledPictures(Dataset[Sample]):
             DataError: files that cannot be opened, or sizes that do not fit; names the first and their number.
         """
         total = len(self.image_paths)
-        rows = np.arange(total) if total <= NUM_ALL else np.linspace(0, total - 1, NUM_SOME).astype(np.int64)
+        rows = spread_rows(total, total if total <= NUM_ALL else NUM_SOME)
         if len(rows) < total:
             logger.info("label PNGs: the sizes of %d of the %d are looked at, evenly spread", len(rows), total)
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
-            problems = [problem for problem in pool.map(self._size_problem, rows.tolist()) if problem]
+            problems = [problem for problem in pool.map(self._size_problem, rows) if problem]
         if problems:
             more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
             count = f"{len(problems)} of {len(rows)} pictures and label PNGs do not fit or cannot be read. {REMEDY}"
